@@ -1,0 +1,19 @@
+"""The errors a person sees. Each carries the exit code that the command line ends with."""
+
+
+class BrainldmError(Exception):
+    """Our failure: something that should not have happened. Exit code 1."""
+
+    exit_code = 1
+
+
+class UserError(BrainldmError):
+    """The user's mistake. The message is one paragraph: what, where, why and what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class Stopped(BrainldmError):
+    """Stopped from outside with everything saved; the same command goes on from here. Exit code 75."""
+
+    exit_code = 75
