@@ -1,0 +1,1 @@
+"""Diffusion mathematics: schedules, objectives, samplers and guidance as pure functions on arrays."""

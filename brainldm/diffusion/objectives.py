@@ -1,0 +1,112 @@
+"""What the network is trained to predict, and the loss.
+
+Symbols: x_0 a clean latent, eps the noise, a = alpha_bar_t, x_t = sqrt(a) x_0 + sqrt(1 - a) eps. Arrays are
+[B, ...] with the batch first; t is [B] or a scalar integer. All arithmetic here is float32 whatever comes in.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from brainldm.diffusion.schedule import Schedule, alpha_bar
+from brainldm.errors import UserError
+
+PREDICTIONS = ("epsilon", "velocity", "x0")
+
+# denoise(x_t [B, ...], t [B] int32) -> the network's output [B, ...]
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _coefficients(schedule: Schedule, t: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
+    """sqrt(a) and sqrt(1 - a), shaped to broadcast against [B, ...] arrays of `ndim` axes."""
+    signal, noise = alpha_bar(schedule, t, ndim)
+    return jnp.sqrt(signal), jnp.sqrt(noise)
+
+
+def check_prediction(prediction: str) -> None:
+    """Raises UserError naming the prediction types unless `prediction` is one of them."""
+    if prediction not in PREDICTIONS:
+        raise UserError(f"Unknown prediction type {prediction!r}: the types are {', '.join(PREDICTIONS)}.")
+
+
+def add_noise(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    """x_t = sqrt(a) x_0 + sqrt(1 - a) eps (Ho et al. 2020, eq. 4), float32."""
+    signal_scale, noise_scale = _coefficients(schedule, t, x0.ndim)
+    return signal_scale * x0.astype(jnp.float32) + noise_scale * noise.astype(jnp.float32)
+
+
+def target(schedule: Schedule, prediction: str, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    """What the network should output, float32.
+
+    "epsilon": the noise. "x0": the clean latent. "velocity": v = sqrt(a) eps - sqrt(1 - a) x_0
+    (Salimans and Ho 2022, appendix D). Raises UserError for another prediction type.
+    """
+    check_prediction(prediction)
+    x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
+    if prediction == "epsilon":
+        return noise
+    if prediction == "x0":
+        return x0
+    signal_scale, noise_scale = _coefficients(schedule, t, x0.ndim)
+    return signal_scale * noise - noise_scale * x0
+
+
+def to_x0_and_noise(
+    schedule: Schedule, prediction: str, output: jax.Array, x_t: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The (x_0, eps) that the network's output stands for at x_t, float32. Nothing is clipped.
+
+    Raises UserError for an unknown prediction type.
+    """
+    check_prediction(prediction)
+    signal_scale, noise_scale = _coefficients(schedule, t, x_t.ndim)
+    x_t, output = x_t.astype(jnp.float32), output.astype(jnp.float32)
+    if prediction == "epsilon":
+        return (x_t - noise_scale * output) / signal_scale, output
+    if prediction == "x0":
+        return output, (x_t - signal_scale * output) / noise_scale
+    return signal_scale * x_t - noise_scale * output, signal_scale * output + noise_scale * x_t
+
+
+def min_snr_weight(schedule: Schedule, prediction: str, t: jax.Array, gamma: float | jax.Array) -> jax.Array:
+    """The Min-SNR-gamma weight of the squared error (Hang et al. 2023, eq. 8 and section 3.4), shape of t,
+    float32.
+
+    With SNR = a / (1 - a), an error e in x_0 is an error of sqrt(SNR) e in eps and of sqrt(SNR + 1) e in v,
+    so the weight min(SNR, gamma) of an x_0 loss becomes min(SNR, gamma) / SNR for epsilon and min(SNR,
+    gamma) / (SNR + 1) for velocity. Raises UserError for an unknown prediction type.
+    """
+    check_prediction(prediction)
+    signal, noise = alpha_bar(schedule, t)
+    snr = signal / noise
+    clipped = jnp.minimum(snr, jnp.asarray(gamma, jnp.float32))
+    if prediction == "epsilon":
+        return clipped / snr
+    if prediction == "velocity":
+        return clipped / (snr + 1.0)
+    return clipped
+
+
+def diffusion_loss(
+    schedule: Schedule,
+    prediction: str,
+    denoise: Denoise,
+    x0: jax.Array,
+    noise: jax.Array,
+    t: jax.Array,
+    min_snr_gamma: float | jax.Array | None = None,
+) -> jax.Array:
+    """The squared error of the prediction for each sample, mean over all axes but the batch (Ho et al.
+    2020, eq. 14).
+
+    x0, noise: [B, ...]; t: [B] integers in 0 ... T - 1; `denoise(x_t, t)` returns the output of the network.
+    min_snr_gamma: weight each sample by `min_snr_weight` (5 is the paper's choice); None weights all t alike.
+    Returns [B] float32.
+    """
+    output = denoise(add_noise(schedule, x0, noise, t), t)
+    error = jnp.square(output.astype(jnp.float32) - target(schedule, prediction, x0, noise, t))
+    loss = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+    if min_snr_gamma is None:
+        return loss
+    return loss * min_snr_weight(schedule, prediction, t, min_snr_gamma)

@@ -1,0 +1,105 @@
+"""Noise schedules: the tables of a discrete-time diffusion process and its time steps.
+
+The tables are computed once in float64 numpy and kept as float32 numpy arrays: 1 - alpha_bar is a table of
+its own, because float32 subtraction near alpha_bar = 1 would lose four digits of it. Numpy arrays, not
+device arrays, so that a schedule can be made before any device is touched and closed over by a program that
+spans several hosts.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brainldm.errors import UserError
+
+SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine")
+
+# Nichol and Dhariwal 2021, section 3.2: the offset s of the cosine schedule and the ceiling of its betas.
+COSINE_OFFSET = 0.008
+COSINE_MAX_BETA = 0.999
+
+
+class Schedule(NamedTuple):
+    """A discrete variance-preserving process x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise.
+
+    A pytree. `alphas_cumprod` is alpha_bar_t and `one_minus_alphas_cumprod` is 1 - alpha_bar_t, both [T]
+    float32 for t = 0 ... T - 1; index them with traced steps through `alpha_bar`.
+    """
+
+    alphas_cumprod: np.ndarray | jax.Array
+    one_minus_alphas_cumprod: np.ndarray | jax.Array
+
+    @property
+    def num_train_steps(self) -> int:
+        """T, the number of steps the process was discretised into."""
+        return self.alphas_cumprod.shape[0]
+
+
+def make_schedule(
+    kind: str = "scaled_linear",
+    beta_start: float = 0.0015,
+    beta_end: float = 0.0205,
+    num_train_steps: int = 1000,
+) -> Schedule:
+    """Builds the schedule of the given kind; the defaults are those of the released brain LDM.
+
+    "linear": betas evenly spaced (Ho et al. 2020). "scaled_linear": square roots of the betas evenly spaced
+    (Rombach et al. 2022). "cosine": alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17),
+    with the betas clipped to 0.999 and alpha_bar recomputed from them; beta_start and beta_end play no part
+    in it.
+
+    Raises UserError for an unknown kind, betas that are not 0 < beta_start <= beta_end < 1, or no steps.
+    """
+    if kind not in SCHEDULE_KINDS:
+        raise UserError(f"Unknown noise schedule {kind!r}: the schedules are {', '.join(SCHEDULE_KINDS)}.")
+    if num_train_steps < 1:
+        raise UserError(f"A noise schedule needs at least one training step, not {num_train_steps}.")
+    if kind != "cosine" and not 0.0 < beta_start <= beta_end < 1.0:
+        raise UserError(
+            f"A {kind} noise schedule needs 0 < beta_start <= beta_end < 1, not beta_start {beta_start} and "
+            f"beta_end {beta_end}."
+        )
+    if kind == "scaled_linear":
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_steps, dtype=np.float64) ** 2
+    elif kind == "linear":
+        betas = np.linspace(beta_start, beta_end, num_train_steps, dtype=np.float64)
+    else:
+        position = np.linspace(0.0, 1.0, num_train_steps + 1, dtype=np.float64)
+        curve = np.cos((position + COSINE_OFFSET) / (1.0 + COSINE_OFFSET) * np.pi / 2) ** 2
+        betas = np.clip(1.0 - curve[1:] / curve[:-1], 0.0, COSINE_MAX_BETA)
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    return Schedule(alphas_cumprod.astype(np.float32), (1.0 - alphas_cumprod).astype(np.float32))
+
+
+def alpha_bar(schedule: Schedule, t: jax.Array, ndim: int = 0) -> tuple[jax.Array, jax.Array]:
+    """alpha_bar_t and 1 - alpha_bar_t, float32, with trailing axes of size 1 up to `ndim` axes.
+
+    t: integer, scalar (result broadcasts against anything) or [B] (result [B, 1, ..., 1]). A negative t
+    stands for the end of the process, where alpha_bar is exactly 1.
+    """
+    t = jnp.asarray(t)
+    index = jnp.maximum(t, 0)
+    signal = jnp.where(t < 0, 1.0, jnp.asarray(schedule.alphas_cumprod, jnp.float32)[index])
+    noise = jnp.where(t < 0, 0.0, jnp.asarray(schedule.one_minus_alphas_cumprod, jnp.float32)[index])
+    if t.ndim:
+        shape = t.shape + (1,) * (ndim - t.ndim)
+        signal, noise = signal.reshape(shape), noise.reshape(shape)
+    return signal, noise
+
+
+def ddim_timesteps(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """The [num_steps] int32 time steps of a shortened chain, descending: multiples of T // num_steps,
+    ending at 0.
+
+    For T = 1000 and 50 steps: 980, 960, ..., 0. Each step leads to the next entry and the last one to x_0.
+    Raises UserError unless 1 <= num_steps <= num_train_steps.
+    """
+    if not 1 <= num_steps <= num_train_steps:
+        raise UserError(
+            f"The number of sampling steps must lie between 1 and the {num_train_steps} steps that the model "
+            f"was trained with, not {num_steps}."
+        )
+    stride = num_train_steps // num_steps
+    return (np.arange(num_steps, dtype=np.int32) * stride)[::-1].copy()
