@@ -20,3 +20,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside this checkout: comparisons with reference numbers and real scans not run")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory) -> Path:
+    """The folder of `brainldm demo --tiny`: a dataset, both trained stages, a model, a generated dataset, a report.
+
+    Made once; tests read it, and copy what they change.
+    """
+    from brainldm import demo
+
+    out = tmp_path_factory.mktemp("demo") / "out"
+    demo.demo(out, demo.TINY)
+    return out

@@ -42,13 +42,12 @@ _SLOPE = 0.09
 class Shape:
     """The chance part of one person's anatomy.
 
-    `scale` is the head's linear size relative to the template; `blocks` [B] are the 4 mm blocks that may hold
-    head; `points_mm` [3, N] are the template points, before the ventricular flow, of their sample points;
-    `sulci` and `white` [N] shift the thresholds of tissue and of white matter; `curves` [2, T] are the
-    ventricular volumes over flow time; `asymmetry` tells left from right.
+    `blocks` [B] are the 4 mm blocks that may hold head; `points_mm` [3, N] are the template points, before
+    the ventricular flow, of their sample points; `sulci` and `white` [N] shift the thresholds of tissue and
+    of white matter; `curves` [2, T] are the ventricular volumes over flow time; `asymmetry` tells left from
+    right.
     """
 
-    scale: float
     blocks: np.ndarray
     points_mm: np.ndarray
     sulci: np.ndarray
@@ -63,7 +62,7 @@ class Tissues:
 
     `tissue` is grey and white matter, `white` the white part of it, `head` everything inside the skull,
     `residual` the template's own intensity around its tissue means, `rim` white matter by the ventricles.
-    `ventricles_ml` is the volume that `ventricles` sums to.
+    `ventricles_ml` and `head_ml` are the volumes that `ventricles` and `head` sum to.
     """
 
     blocks: np.ndarray
@@ -74,6 +73,7 @@ class Tissues:
     residual: np.ndarray
     rim: np.ndarray
     ventricles_ml: float
+    head_ml: float
 
 
 class Anatomy:
@@ -139,7 +139,11 @@ class Anatomy:
         )
 
     def deform(self, shape: Shape, ventricles_ml: float, brain_ml: float) -> Tissues:
-        """The tissues of a person with these volumes; `brain_ml` is normalised for head size."""
+        """The tissues of a person with these volumes.
+
+        `brain_ml` is normalised for head size: the tissue's share of the deformed head times the template's
+        `icv_ml`.
+        """
         time = self.flow.solve_time(shape.curves, shape.asymmetry, ventricles_ml)
         points = self.flow.map_points(shape.points_mm, time, shape.asymmetry)
         first = self._template_grid.affine[:3, 3].astype(np.float32)[:, None]
@@ -149,7 +153,8 @@ class Anatomy:
         room = head * (1 - ventricles)
         # the shift acts on partial probabilities only: deep tissue stays tissue
         shifted = tissue + 4 * tissue * (1 - tissue) * shape.sulci
-        wanted = brain_ml * shape.scale**3 / self.point_ml
+        # of the head as it came out: the random fields move its volume some per cent off the asked one
+        wanted = brain_ml / self.icv_ml * head.sum(dtype=np.float64)
         threshold = _threshold_for(shifted, room, wanted)
         white_threshold = 0.44 + 0.18 * (threshold - 0.6)
         shifted_white = white + 4 * white * (1 - white) * shape.white
@@ -162,6 +167,7 @@ class Anatomy:
             residual=residual,
             rim=rim,
             ventricles_ml=float((ventricles * head).sum(dtype=np.float64)) * self.point_ml,
+            head_ml=float(head.sum(dtype=np.float64)) * self.point_ml,
         )
 
 
@@ -194,7 +200,7 @@ def draw_shape(rng: np.random.Generator, anatomy: Anatomy, person: Mapping[str, 
     blocks = anatomy.head_blocks(nodes)
     fields = anatomy.at_points(np.concatenate([nodes, sulci, white]).astype(np.float32), blocks)
     curves = anatomy.flow.volume_curves(fields[:3], anatomy.point_ml)
-    return Shape(scale, blocks, fields[:3], fields[3], fields[4], curves, asymmetry)
+    return Shape(blocks, fields[:3], fields[3], fields[4], curves, asymmetry)
 
 
 def _shift_into_box(near: np.ndarray) -> np.ndarray:

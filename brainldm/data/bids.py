@@ -42,17 +42,22 @@ def image_path(root: Path, participant_id: str, space: str | None = None) -> Pat
     return Path(root) / participant_id / "anat" / f"{participant_id}{label}_T1w.nii.gz"
 
 
-def read_participants(root: str | Path) -> pd.DataFrame:
-    """participants.tsv as text, one row per scan. Raises UserError when it is absent or unreadable."""
-    path = Path(root) / "participants.tsv"
-    if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder. Give the root of a BIDS dataset (it holds participants.tsv).")
+def read_participants(path: str | Path) -> pd.DataFrame:
+    """A participants table as text, one row per scan; `path` is the table or the root of a dataset.
+
+    Raises UserError when it is absent, unreadable or empty, or has no column participant_id.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or table. Give the root of a BIDS dataset (it holds participants.tsv).")
+    if path.is_dir():
+        path = path / "participants.tsv"
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(
-            f"{root}: no participants.tsv, so the conditions of the scans are unknown. Add a tab-separated table "
-            "with participant_id and one column per condition."
+            f"{path.parent}: no participants.tsv, so the conditions of the scans are unknown. Add a tab-separated "
+            "table with participant_id and one column per condition."
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a tab-separated table ({error}).") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain.python as grain
@@ -85,6 +85,14 @@ class VolumeSource:
         return {"image": image[..., None], "condition": self.conditions[index], "index": np.int32(index)}
 
 
+    def preload(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Read what fits into memory now, so that a scan that cannot be read is found before a run begins."""
+        count = min(len(self), self._capacity)
+        for index in range(count):
+            self[index]
+            progress(index + 1)
+
+
 class LatentSource:
     """Random access to encoded scans as {"latent" [d, h, w, C], "condition" [C], "index"}."""
 
@@ -108,7 +116,9 @@ def batches(source: Any, *, batch_size: int, seed: int) -> grain.MapDataset:
 
     Every epoch is a permutation of the source, another one each time.
     """
-    return grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+    # A number of epochs that no run reaches: without one, a length in grain overflows at batch size 1.
+    epochs = 2**40 // len(source)
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs).batch(batch_size)
 
 
 def iterate(dataset: grain.MapDataset, start: int, threads: int = 2):

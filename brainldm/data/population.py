@@ -35,8 +35,9 @@ _VOLUME_TOLERANCE = 0.025
 class Subject:
     """One made brain: `image`, `ventricles`, `tissue` are float32 [D, H, W] in 0..1 on the population's grid.
 
-    `covariates` are what the image shows: age (years), sex (F or M), ventricles_ml and brain_ml (normalised
-    for head size), the volumes measured on the deformed labels. `requested` is what was asked, with head_ml.
+    `covariates` are what the image shows: age (years), sex (F or M), and ventricles_ml, brain_ml and head_ml
+    measured on the deformed labels. brain_ml is normalised for head size: the tissue's share of head_ml times
+    the template's intracranial volume. `requested` is what was asked, under the same names.
     `ventricles` and `tissue` (grey and white matter) are the parts of each voxel.
     """
 
@@ -82,11 +83,13 @@ class Population:
         ventricles, tissue = (
             self._anatomy.to_grid(part, tissues.blocks) for part in (tissues.ventricles, tissues.tissue)
         )
+        tissue_ml = float(tissue.sum(dtype=np.float64)) * grid.voxel_ml
         covariates = {
             "sex": requested["sex"],
             "age": requested["age"],
             "ventricles_ml": round(float(ventricles.sum(dtype=np.float64)) * grid.voxel_ml, 3),
-            "brain_ml": round(float(tissue.sum(dtype=np.float64)) * grid.voxel_ml / shape.scale**3, 3),
+            "brain_ml": round(tissue_ml / tissues.head_ml * self._anatomy.icv_ml, 3),
+            "head_ml": round(tissues.head_ml, 3),
         }
         return Subject(participant_id(index), image, covariates, requested, ventricles, tissue)
 
@@ -100,6 +103,12 @@ class Population:
                 break
             aimed *= wanted / measured
         return tissues
+
+
+@functools.lru_cache(maxsize=1)
+def population_of(spacing_mm: float) -> Population:
+    """`Population(spacing_mm)`, set up once per process; the last one is kept."""
+    return Population(spacing_mm)
 
 
 def participant_id(index: int) -> str:
@@ -132,7 +141,7 @@ def write_population(
             progress(len(people), n)
 
     if workers == 1:
-        population = Population(spacing_mm)
+        population = population_of(spacing_mm)
         for index in range(n):
             note(index, _write_person(population, out, seed, index))
     else:
@@ -147,6 +156,7 @@ def write_population(
             "Version": brainldm.__version__,
             "Description": f"embedded population, seed {seed}, {spacing_mm:g} mm",
         },
+        extra={"EmbeddedPopulation": True},
         readme=_README.format(n=n, spacing=spacing_mm, seed=seed, notice=COPYRIGHT_NOTICE),
     )
 
@@ -166,12 +176,8 @@ def _write_in_processes(
             raise
 
 
-# a worker sets up once, not once for each person
-_population_of_this_process = functools.lru_cache(maxsize=1)(Population)
-
-
 def _write_in_worker(spacing_mm: float, out: Path, seed: int, index: int) -> dict[str, Any]:
-    return _write_person(_population_of_this_process(spacing_mm), out, seed, index)
+    return _write_person(population_of(spacing_mm), out, seed, index)
 
 
 def _write_person(population: Population, out: Path, seed: int, index: int) -> dict[str, Any]:
@@ -182,17 +188,13 @@ def _write_person(population: Population, out: Path, seed: int, index: int) -> d
         population.grid.affine,
         description="brainldm embedded population: deformed template, no real person",
     )
-    return {
-        "participant_id": subject.participant_id,
-        **subject.covariates,
-        "head_ml": subject.requested["head_ml"],
-    }
+    return {"participant_id": subject.participant_id, **subject.covariates}
 
 
 def _columns() -> dict[str, dict[str, Any]]:
     return {
         **Covariates().column_descriptions(),
-        "head_ml": {"Description": "volume inside the skull that was asked for", "Units": "mL"},
+        "head_ml": {"Description": "volume inside the skull, as deformed", "Units": "mL"},
     }
 
 

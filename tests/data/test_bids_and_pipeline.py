@@ -137,8 +137,9 @@ def test_a_batch_depends_on_seed_and_number_alone(source):
     assert any((once[k]["index"] != batches(source, batch_size=2, seed=4)[k]["index"]).any() for k in range(5))
 
 
-def test_iterating_from_the_middle_goes_on_where_it_stopped(source):
-    dataset = batches(source, batch_size=2, seed=0)
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_iterating_from_the_middle_goes_on_where_it_stopped(source, size):
+    dataset = batches(source, batch_size=size, seed=0)
     iterator = iterate(dataset, 4)
     for number in (4, 5, 6):
         np.testing.assert_array_equal(next(iterator)["index"], dataset[number]["index"])

@@ -7,11 +7,12 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from brainldm.data.bids import read_dataset
 from brainldm.data.covariates import Covariates
-from brainldm.data.population import SPACE, Population, write_population
+from brainldm.data.population import SPACE, Population, population_of, write_population
 from brainldm.data.template import COPYRIGHT_NOTICE
 from brainldm.data.volumes import read_volume
 from brainldm.errors import UserError
@@ -19,7 +20,7 @@ from brainldm.errors import UserError
 
 @pytest.fixture(scope="module")
 def populations():
-    return {spacing: Population(spacing) for spacing in (2, 4)}
+    return {2: Population(2), 4: population_of(4)}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,9 @@ def test_written_dataset_is_bids_and_reads_back(written, at_4mm):
     np.testing.assert_allclose(volume.data, subject.image, atol=0.5 / 32767 + 1e-6)
     np.testing.assert_allclose(volume.affine, at_4mm.grid.affine)
     description = json.loads((root / "three" / "dataset_description.json").read_text())
-    assert description["DatasetType"] == "derivative"
+    assert description["DatasetType"] == "derivative" and description["EmbeddedPopulation"] is True
+    table = pd.read_csv(root / "three" / "participants.tsv", sep="\t")
+    assert table["head_ml"][1] == subject.covariates["head_ml"] != subject.requested["head_ml"]
     readme = (root / "three" / "README").read_text()
     assert "not real people" in readme and COPYRIGHT_NOTICE in readme
 
@@ -92,10 +95,14 @@ def test_measured_volumes_agree_with_the_asked_ones(populations, spacing):
         assert subject.ventricles.sum(dtype=float) * voxel_ml == pytest.approx(
             subject.covariates["ventricles_ml"], abs=0.01
         )
-        head_scale = subject.requested["head_ml"] / 1886.5
-        assert subject.tissue.sum(dtype=float) * voxel_ml / head_scale == pytest.approx(
+        # normalised by the head of the image itself, whatever the head asked for
+        head_ml = subject.covariates["head_ml"]
+        assert subject.tissue.sum(dtype=float) * voxel_ml / head_ml * 1886.5 == pytest.approx(
             subject.covariates["brain_ml"], rel=1e-3
         )
+        # counted on the image: half of a voxel of CSF or more; at 4 mm a rim of tissue passes with less
+        shown_ml = (subject.image > 0.1).sum() * voxel_ml
+        assert shown_ml == pytest.approx(head_ml, rel=0.01 if spacing == 2 else 0.03)
         assert (subject.ventricles + subject.tissue).max() <= 1 + 1e-5
 
 

@@ -1,0 +1,62 @@
+"""What a person sees while something runs: a bar with the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """A line for the person, on standard error: standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 02 min", 130 -> "2 min 10 s", 7 -> "7 s"."""
+    seconds = int(round(seconds))
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
+
+
+class Counter:
+    """Progress of `total` things, of which `start` were done before. Use as a context manager; call it with the
+    number done so far and a short note."""
+
+    def __init__(self, what: str, total: int, start: int = 0):
+        self._what, self._total, self._start = what, total, start
+        self._began = time.monotonic()
+        self._last_line = self._began
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True), transient=True,
+            )
+            self._task = self._bar.add_task(what, total=total, completed=start, note="")
+
+    def __enter__(self) -> Counter:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._bar:
+            self._bar.stop()
+        if kind is None:
+            say(f"{self._what}: {self._total} done in {duration(time.monotonic() - self._began)}")
+
+    def __call__(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=note)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES and self._start < done < self._total:
+            self._last_line = now
+            left = (now - self._began) / (done - self._start) * (self._total - done)
+            say(f"{self._what}: {done}/{self._total}, {duration(left)} left{', ' + note if note else ''}")

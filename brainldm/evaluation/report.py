@@ -1,0 +1,238 @@
+"""The evaluation: everything measured on a generated and a real dataset, as figures, tables and one page."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import brainldm
+from brainldm.data.bids import require_new_folder, write_json
+from brainldm.data.grids import Grid
+from brainldm.data.volumes import write_atomically
+from brainldm.evaluation.conditioning import agreement
+from brainldm.evaluation.page import render
+from brainldm.evaluation.scans import Scans, description, is_stand_in, open_datasets
+from brainldm.evaluation.ssim import ms_ssim, pairwise_ms_ssim, scales_for
+from brainldm.evaluation.volumes import Measurement, measure, spacing_of
+
+MEASURED = ("ventricles_ml", "brain_ml")
+TITLES = {"ventricles_ml": "Ventricular volume", "brain_ml": "Brain volume"}
+
+Progress = Callable[[int, int, str], None]
+
+
+def evaluate(
+    synthetic: str | Path,
+    real: str | Path,
+    out: str | Path,
+    *,
+    reconstructions: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+    sweep: tuple[str, Sequence[float | str], Sequence[np.ndarray]] | None = None,
+    max_pairs: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare a generated BIDS dataset with a real one and write the report into the new folder `out`.
+
+    Writes report.html (self-contained), report.json (the dictionary returned) and measurements.tsv.
+
+    Args:
+        synthetic: its participants.tsv says what was asked of each brain (ventricles_ml, brain_ml, age, sex).
+        real: its participants.tsv says what is known of each person; measured in the same way, as reference.
+        reconstructions: pairs (real, reconstructed) of volumes [D, H, W] or [D, H, W, 1] on the same grid.
+        sweep: a condition's name, its values and the volumes generated with everything else fixed.
+        max_pairs: the most pairs of volumes compared by MS-SSIM in each dataset.
+        seed: of the draw of pairs and of the bootstrap.
+        progress: called with (done, total, what) after each image or comparison.
+
+    Returns the figures; a figure that the data do not determine is None.
+
+    Raises:
+        UserError: for datasets that cannot be read or do not lie on one grid, a synthetic dataset without
+            requested volumes, or an `out` that holds something.
+    """
+    made, people = open_datasets(synthetic, real)
+    grid = made.grid
+    spacing = spacing_of(grid)
+    out = require_new_folder(out)
+    steps = _Steps(len(made) + len(people), progress)
+    measured = {
+        "synthetic": _measure_all(made, steps, "generated"),
+        "real": _measure_all(people, steps, "real"),
+    }
+    scans = {"synthetic": made, "real": people}
+    figures: dict[str, Any] = {
+        "brainldm_version": brainldm.__version__,
+        "grid": {"shape": list(grid.shape), "spacing_mm": spacing},
+        "seed": seed,
+        "datasets": {"synthetic": _about(synthetic, made), "real": _about(real, people)},
+        "stand_in": is_stand_in(synthetic) or is_stand_in(real),
+        "agreement": {
+            name: {
+                which: agreement(
+                    scans[which].values(name), _column(measured[which], name), seed=seed
+                ).to_dict()
+                for which in scans
+            }
+            for name in MEASURED
+        },
+        "not_measured": {
+            which: [
+                {"id": record.name, "reason": m.reason}
+                for record, m in zip(scans[which].records, measured[which], strict=True)
+                if m.reason
+            ]
+            for which in scans
+        },
+        "ms_ssim": {
+            which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans
+        },
+        "reconstruction": _reconstruction_figures(reconstructions),
+        "sweep": _sweep_figures(sweep, grid),
+    }
+    figures = _plain(figures)
+    write_atomically(out / "measurements.tsv", _table(scans, measured).encode())
+    page = render(figures, scans, measured, reconstructions, sweep)
+    write_atomically(out / "report.html", page.encode())
+    write_json(out / "report.json", figures)
+    return figures
+
+
+def summary_lines(figures: dict[str, Any]) -> list[str]:
+    """The figures that matter as lines of text, each with its n."""
+    lines = []
+    for name in MEASURED:
+        for which, words in (
+            ("synthetic", "requested against measured"),
+            ("real", "label against measured, real"),
+        ):
+            found = figures["agreement"][name][which]
+            lines.append(
+                f"{TITLES[name]}, {words}: r {_interval(found['r'])}, slope {_interval(found['slope'])}, "
+                f"mean absolute error {_number(found['mae']['value'])} mL (n = {found['n']}, not measured "
+                f"{found['missing']})"
+            )
+    for which, words in (("synthetic", "generated"), ("real", "real")):
+        found = figures["ms_ssim"][which]
+        lines.append(
+            f"MS-SSIM among {words} brains: {_number(found['mean'])} (sd {_number(found['sd'])}, "
+            f"{found['pairs']} pairs of {found['volumes']}, {found['scales']} scales)"
+        )
+    found = figures["reconstruction"]
+    if found:
+        lines.append(
+            f"Reconstructions: MS-SSIM to the original {_number(found['ms_ssim'])} (n = {found['n']})"
+        )
+    if figures["stand_in"]:
+        lines.append("These data are the embedded population or come from it: a stand-in, not people.")
+    return lines
+
+
+class _Steps:
+    def __init__(self, total: int, progress: Progress | None):
+        self._done, self._total, self._progress = 0, total, progress
+
+    def one(self, what: str) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total, what)
+
+
+def _measure_all(scans: Scans, steps: _Steps, what: str) -> list[Measurement]:
+    found = []
+    for volume in scans:
+        found.append(measure(volume, scans.grid))
+        steps.one(f"measuring {what} brains")
+    return found
+
+
+def _column(measured: Sequence[Measurement], name: str) -> np.ndarray:
+    return np.array([getattr(m, name) for m in measured])
+
+
+def _about(root: str | Path, scans: Scans) -> dict[str, Any]:
+    said = description(root)
+    about = {"folder": Path(root).name, "n": len(scans), "name": said.get("Name", "")}
+    for key, field in (("model_sha256", "ModelSHA256"), ("trained_on", "TrainedOn")):
+        if field in said:
+            about[key] = said[field]
+    return about
+
+
+def _reconstruction_figures(pairs: Sequence[tuple[np.ndarray, np.ndarray]] | None) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    return {
+        "ms_ssim": float(np.mean([ms_ssim(a, b) for a, b in pairs])),
+        "mean_absolute_difference": float(
+            np.mean([np.abs(np.asarray(a) - np.asarray(b)).mean() for a, b in pairs])
+        ),
+        "n": len(pairs),
+        "scales": scales_for(np.asarray(pairs[0][0]).shape[:3]),
+    }
+
+
+def _sweep_figures(sweep, grid: Grid) -> dict[str, Any] | None:
+    if sweep is None:
+        return None
+    name, values, volumes = sweep
+    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid) for v in volumes]
+    return {
+        "name": name,
+        "values": list(values),
+        **{f"measured_{column}": _column(found, column).tolist() for column in MEASURED},
+    }
+
+
+def _table(scans: dict[str, Scans], measured: dict[str, list[Measurement]]) -> str:
+    """measurements.tsv: for every image what its dataset says (asked) and what was measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    fields = [field.name for field in dataclasses.fields(Measurement)]
+    writer.writerow(
+        [
+            "dataset",
+            "id",
+            *(f"{n}_asked" for n in MEASURED),
+            *(f"measured_{f}" for f in fields[:-1]),
+            fields[-1],
+        ]
+    )
+    for which, found in measured.items():
+        for record, m in zip(scans[which].records, found, strict=True):
+            asked = [record.covariates.get(name, math.nan) for name in MEASURED]
+            row = [*asked, *(getattr(m, field) for field in fields[:-1])]
+            writer.writerow([which, record.name, *(_cell(value) for value in row), m.reason])
+    return text.getvalue()
+
+
+def _cell(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "n/a"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, text, lists and dictionaries that JSON can hold; NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: float | None) -> str:
+    return "not determined" if value is None else f"{value:.3g}"
+
+
+def _interval(found: dict[str, float | None]) -> str:
+    if found["value"] is None or found["low"] is None:
+        return _number(found["value"])
+    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"

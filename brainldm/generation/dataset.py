@@ -1,0 +1,172 @@
+"""Synthetic BIDS datasets: conditions in, volumes and their provenance out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brainldm import __version__
+from brainldm.console import Counter
+from brainldm.data.bids import image_path, read_participants, require_new_folder, write_dataset_files, write_json
+from brainldm.data.covariates import Covariates
+from brainldm.data.volumes import write_volume
+from brainldm.errors import UserError
+from brainldm.generation.sample import make_sampler
+from brainldm.weights.model_folder import Model
+
+MARK = "SYNTHETIC"
+"""First word of the header's description of every volume that a model made."""
+
+MANIFEST = "manifest-0000.jsonl"
+
+README = """This dataset is synthetic.
+
+Every brain in it was drawn by a latent diffusion model (brainldm {version}, model {model}), for the conditions in
+participants.tsv. No image shows a person. The header of every image says {mark} in its description field and its
+sidecar says "Synthetic": true.
+
+Research use only; not a medical device and not for diagnosis. Images drawn by a generative model can resemble the
+images that it was trained on.
+{note}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How samples are drawn. `extrapolate` allows conditions outside the ranges of the model."""
+
+    seed: int = 0
+    num_steps: int = 50
+    eta: float = 0.0
+    guidance: float = 1.0
+    batch_size: int = 1
+    extrapolate: bool = False
+
+
+def draw_conditions(
+    covariates: Covariates, count: int, seed: int, fixed: Mapping[str, str]
+) -> list[dict[str, float | str]]:
+    """`count` rows of conditions. `fixed` holds, by name, a value ("70", "F") or a range ("60:75").
+
+    A condition that is not named, and one with a range, is drawn uniformly; row k depends on (seed, k) alone.
+    Raises UserError for a name or value that the model does not understand.
+    """
+    bounds: dict[str, tuple[float, float]] = {}
+    values: dict[str, float | str] = {}
+    for name, text in fixed.items():
+        item = covariates[name]
+        low, colon, high = text.partition(":")
+        if colon and item.levels is None:
+            bounds[name] = (float(item.parse(low, "range")), float(item.parse(high, "range")))
+            if bounds[name][0] > bounds[name][1]:
+                raise UserError(f"{name} {text}: the range is upside down. Write the smaller number first.")
+        else:
+            values[name] = item.parse(text, "command line")
+    rows = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        row: dict[str, float | str] = {}
+        for item in covariates:
+            share = rng.random()  # drawn for every condition, so that fixing one leaves the others as they were
+            if item.name in values:
+                row[item.name] = values[item.name]
+            elif item.levels is not None:
+                row[item.name] = item.decode(share)
+            else:
+                low, high = bounds.get(item.name, (item.low, item.high))
+                row[item.name] = round(low + share * (high - low), 3)
+        rows.append(row)
+    return rows
+
+
+def read_conditions(path: str | Path, covariates: Covariates) -> list[dict[str, float | str]]:
+    """The conditions of a participants.tsv (or of the dataset that holds one), one row per brain wanted."""
+    rows = read_participants(path).to_dict("records")
+    return [covariates.parse(row, f"{path}, {row['participant_id']}") for row in rows]
+
+
+def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool) -> list[bool]:
+    """Which rows lie outside the ranges of the model. Raises UserError for the first unless `extrapolate`."""
+    flags = []
+    for number, row in enumerate(rows):
+        outside = covariates.outside(row)
+        if outside and not extrapolate:
+            raise UserError(
+                f"Brain {number + 1}: {'; '.join(outside)}. The model never saw such a brain. Ask for one inside the "
+                "range, or pass --extrapolate to try all the same (it will be said in the output)."
+            )
+        flags.append(bool(outside))
+    return flags
+
+
+def generate(
+    model: Model, out: str | Path, rows: Sequence[Mapping[str, float | str]], settings: Settings, note: str = ""
+) -> None:
+    """Draw one brain per row of conditions and write them as a BIDS dataset in `out`.
+
+    Sample k is drawn with the key folded from (settings.seed, k). `note` ends the dataset's README. Raises UserError
+    when `out` holds something, or for conditions outside the model's ranges.
+    """
+    spec = model.spec
+    flags = check_conditions(rows, spec.covariates, settings.extrapolate)
+    out = require_new_folder(out)
+    sample = make_sampler(
+        model, batch_size=settings.batch_size, num_steps=settings.num_steps, eta=settings.eta,
+        guidance=settings.guidance,
+    )
+    codes = spec.covariates.encode(rows)
+    width = max(4, len(str(len(rows))))
+    ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
+    sampler = {
+        "Sampler": "DDIM", "Steps": settings.num_steps, "Eta": settings.eta, "Guidance": settings.guidance,
+        "Seed": settings.seed,
+    }
+    manifest = []
+    with Counter("generating", len(rows)) as progress:
+        for start in range(0, len(rows), settings.batch_size):
+            indices = np.arange(start, min(start + settings.batch_size, len(rows)))
+            for index, volume in zip(indices, sample(settings.seed, indices, codes[indices]), strict=True):
+                if not np.isfinite(volume).all():
+                    raise FloatingPointError(f"{ids[index]}: the model made voxels that are not finite; not written.")
+                path = image_path(out, ids[index])
+                content = write_volume(
+                    path, volume, spec.grid.affine, f"{MARK} brainldm {__version__} {model.sha256[:12]}"
+                )
+                write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {
+                    "Synthetic": True, "Modality": "MR", "Conditions": dict(rows[index]),
+                    "Extrapolated": flags[index], **sampler, "Index": int(index), "ModelSHA256": model.sha256,
+                })
+                manifest.append({
+                    "id": ids[index], "index": int(index), "seed": settings.seed, "conditions": dict(rows[index]),
+                    "file": str(path.relative_to(out)), "bytes": len(content),
+                    "sha256": hashlib.sha256(content).hexdigest(), "model_sha256": model.sha256,
+                })
+                progress(len(manifest))
+    columns = spec.covariates.column_descriptions()
+    for entry in columns.values():
+        entry["Description"] += " (asked of the model)"
+    columns["extrapolated"] = {
+        "Description": "whether a condition lies outside the range that the model was trained on",
+        "Levels": {"true": "outside", "false": "inside"},
+    }
+    write_dataset_files(
+        out, name="Synthetic T1w brains",
+        rows=[
+            {"participant_id": i, **row, "extrapolated": str(flag).lower()}
+            for i, row, flag in zip(ids, rows, flags, strict=True)
+        ],
+        columns=columns,
+        generated_by={
+            "Name": "brainldm", "Version": __version__,
+            "Description": f"latent diffusion model {model.sha256}, DDIM with {settings.num_steps} steps",
+        },
+        readme=README.format(version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""),
+        extra={"Synthetic": True, "ModelSHA256": model.sha256, "TrainedOn": spec.provenance.get("dataset", "unknown")},
+    )
+    lines = "".join(json.dumps(entry) + "\n" for entry in manifest)
+    (out / MANIFEST).write_text(lines)

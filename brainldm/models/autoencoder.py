@@ -1,0 +1,201 @@
+"""Autoencoder with a KL-regularised latent space (Rombach et al. 2022; Pinaya et al. 2022).
+
+Modules and parameters follow the layout of MONAI's `AutoencoderKL`, block by block, so that a parameter path
+such as `encoder/blocks_4/conv1/kernel` is a checkpoint key read with other separators.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from brainldm.errors import UserError
+from brainldm.models.layers import Conv, GroupNorm, upsample_nearest
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, plus the input (through a 1 x 1 x 1 convolution if widths differ)."""
+
+    features: int
+    norm_num_groups: int
+    norm_eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = {"num_groups": self.norm_num_groups, "epsilon": self.norm_eps, "dtype": self.dtype}
+        h = nn.silu(GroupNorm(**norm, name="norm1")(x))
+        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h = nn.silu(GroupNorm(**norm, name="norm2")(h))
+        h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, kernel_size=1, dtype=self.dtype, name="nin_shortcut")(x)
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Halve each side: one zero after the last voxel of each axis, then a convolution of stride 2."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Conv(x.shape[-1], stride=2, padding=((0, 1),) * 3, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Double each side by repetition, then convolve."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Conv(x.shape[-1], dtype=self.dtype, name="postconv")(upsample_nearest(x))
+
+
+class Encoder(nn.Module):
+    """`[B, D, H, W, in]` to `[B, D/f, H/f, W/f, out]`, f = 2 to the number of levels less one."""
+
+    channels: Sequence[int]
+    out_channels: int
+    num_res_blocks: int
+    norm_num_groups: int
+    norm_eps: float
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        # One channel costs nothing in float32, and in bfloat16 a GPU may have no kernel for it.
+        x = Conv(self.channels[0], name="blocks_0")(x).astype(self.dtype)
+        index = 1
+        for level, width in enumerate(self.channels):
+            for _ in range(self.num_res_blocks):
+                x = residual(
+                    width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}"
+                )(x)
+                index += 1
+            if level < len(self.channels) - 1:
+                x = Downsample(self.dtype, name=f"blocks_{index}")(x)
+                index += 1
+        x = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, name=f"blocks_{index}")(x)
+        return Conv(self.out_channels, name=f"blocks_{index + 1}")(x)
+
+
+class Decoder(nn.Module):
+    """The encoder's mirror image. No activation before the last convolution and none after it."""
+
+    channels: Sequence[int]
+    out_channels: int
+    num_res_blocks: int
+    norm_num_groups: int
+    norm_eps: float
+    dtype: jnp.dtype
+    remat: bool
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        widths = tuple(reversed(self.channels))
+        x = Conv(widths[0], name="blocks_0")(z).astype(self.dtype)
+        index = 1
+        for level, width in enumerate(widths):
+            for _ in range(self.num_res_blocks):
+                x = residual(
+                    width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}"
+                )(x)
+                index += 1
+            if level < len(widths) - 1:
+                x = Upsample(self.dtype, name=f"blocks_{index}")(x)
+                index += 1
+        x = GroupNorm(
+            self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name=f"blocks_{index}"
+        )(x)
+        # float32: bfloat16 has 8 bits, which would show as steps in the intensities of the image.
+        return Conv(self.out_channels, name=f"blocks_{index + 1}")(x)
+
+
+class AutoencoderKL(nn.Module):
+    """The paper's autoencoder: 160 x 224 x 160 x 1 voxels to 20 x 28 x 20 x 3 latent values and back.
+
+    Initial values: convolutions as PyTorch draws them with zero biases, norms one and zero.
+
+    Attributes:
+        channels: width of each level; every level but the last halves the sides.
+        dtype: type of the computation (float32 or bfloat16). Parameters and the statistics of the norms are
+            float32, and so are the first and last convolution, `mu`, `sigma` and the decoded image.
+        remat: recompute the residual blocks in the backward pass in place of keeping their insides.
+    """
+
+    in_channels: int = 1
+    out_channels: int = 1
+    latent_channels: int = 3
+    channels: Sequence[int] = (64, 128, 128, 128)
+    num_res_blocks: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        shared = {
+            "channels": tuple(self.channels),
+            "num_res_blocks": self.num_res_blocks,
+            "norm_num_groups": self.norm_num_groups,
+            "norm_eps": self.norm_eps,
+            "dtype": self.dtype,
+            "remat": self.remat,
+        }
+        self.encoder = Encoder(out_channels=self.latent_channels, **shared)
+        self.decoder = Decoder(out_channels=self.out_channels, **shared)
+        self.quant_conv_mu = Conv(self.latent_channels, kernel_size=1)
+        self.quant_conv_log_sigma = Conv(self.latent_channels, kernel_size=1)
+        self.post_quant_conv = Conv(self.latent_channels, kernel_size=1)
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and standard deviation of the latent code.
+
+        Args:
+            x: `[B, D, H, W, in_channels]`, intensities in [0, 1].
+
+        Returns:
+            `mu`, `sigma`: `[B, d, h, w, latent_channels]` float32, with
+            `sigma = exp(0.5 * clip(log variance, -30, 20))`.
+
+        Raises:
+            UserError: a side does not divide by 2 to the number of levels less one.
+        """
+        factor = 2 ** (len(self.channels) - 1)
+        if any(side % factor for side in x.shape[1:4]):
+            raise UserError(
+                f"The autoencoder halves each side {len(self.channels) - 1} times, so the sides of a volume "
+                f"must be multiples of {factor}; this one is {' x '.join(map(str, x.shape[1:4]))}. "
+                "Crop or pad it."
+            )
+        h = self.encoder(x)
+        mu = self.quant_conv_mu(h)
+        log_variance = jnp.clip(self.quant_conv_log_sigma(h), -30.0, 20.0)
+        return mu, jnp.exp(0.5 * log_variance)
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """Image of a latent code: `[B, d, h, w, latent_channels]` to `[B, D, H, W, out_channels]` float32.
+
+        The image is not clipped to [0, 1].
+        """
+        return self.decoder(self.post_quant_conv(z))
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Encode and decode.
+
+        Args:
+            x: `[B, D, H, W, in_channels]`.
+            key: random key for the latent noise; without it the mean is decoded.
+
+        Returns:
+            reconstruction, `mu`, `sigma`, as `decode` and `encode` return them.
+        """
+        mu, sigma = self.encode(x)
+        z = mu if key is None else mu + sigma * jax.random.normal(key, mu.shape, mu.dtype)
+        return self.decode(z), mu, sigma

@@ -1,0 +1,199 @@
+"""Every key that a training run knows, with the default of each. A config file starts from one of these.
+
+The defaults are the paper's networks with the first author's published recipe; configs/paper_autoencoder.py and
+configs/paper_ldm.py say what of it is known and what is inferred.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+
+from brainldm.data.covariates import Covariates
+from brainldm.errors import UserError
+
+STAGES = ("autoencoder", "diffusion")
+
+
+def _common(stage: str) -> ml_collections.ConfigDict:
+    covariates = Covariates()
+    config = ml_collections.ConfigDict()
+    config.stage = stage
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.path = ""  # root of a BIDS dataset
+    data.spacing_mm = 1  # 1, 2 or 4; a finer dataset is averaged down
+    data.scaling = "minmax"  # "minmax" per volume, or "none" for values in [0, 1] already
+    data.validation_fraction = 0.05
+    data.cache_gib = 4.0  # images kept in memory
+    data.threads = 2  # threads that read ahead
+
+    config.covariates = ml_collections.ConfigDict()
+    config.covariates.names = covariates.names
+    config.covariates.ranges = ml_collections.ConfigDict(
+        {item.name: (item.low, item.high) for item in covariates if item.levels is None}
+    )
+
+    config.batch_size = 1
+    config.accumulation_steps = 1  # microbatches per step; batch_size counts all of them
+    config.num_steps = 1
+
+    config.every = every = ml_collections.ConfigDict()  # in steps; 0 means never
+    every.log = 50
+    every.validate = 500
+    every.images = 1000
+    every.checkpoint = 1000
+    return config
+
+
+def autoencoder_config() -> ml_collections.ConfigDict:
+    """Stage one: AutoencoderKL trained with L1 + KL + perceptual + patch-adversarial loss."""
+    config = _common("autoencoder")
+
+    config.model = model = ml_collections.ConfigDict()
+    model.latent_channels = 3
+    model.channels = (64, 128, 128, 128)
+    model.num_res_blocks = 2
+    model.norm_num_groups = 32
+    model.norm_eps = 1e-6
+    model.dtype = "bfloat16"  # of the computation; parameters, statistics and losses are float32
+    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    config.discriminator = discriminator = ml_collections.ConfigDict()
+    discriminator.channels = 96
+    discriminator.num_layers = 3
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.kl_weight = 1e-8
+    loss.adversarial_weight = 0.005
+    loss.adversarial_start = 0  # the step from which the discriminator is trained and counts
+    loss.perceptual = "lpips"  # "lpips", "medicalnet", "discriminator" (feature matching) or "none"
+    loss.perceptual_weight = 0.002
+    loss.perceptual_ratio = 0.25  # share of the slices that the 2.5D LPIPS looks at
+    loss.perceptual_files = ()  # state dicts of the network: lpips wants squeezenet1_1 and the linear heads
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 5e-5
+    optimizer.discriminator_learning_rate = 1e-4
+    optimizer.warmup_steps = 0
+    optimizer.decay = False  # cosine decay to zero at num_steps
+    optimizer.gradient_clip = 1.0
+    return config.lock()
+
+
+def diffusion_config() -> ml_collections.ConfigDict:
+    """Stage two: DiffusionUNet trained to denoise the latents of a frozen autoencoder."""
+    config = _common("diffusion")
+    config.autoencoder = ""  # work dir of stage one, or a model folder
+
+    config.model = model = ml_collections.ConfigDict()
+    model.channels = (256, 512, 768)
+    model.num_res_blocks = 2
+    model.attention_levels = (False, True, True)
+    model.num_head_channels = (0, 512, 768)
+    model.norm_num_groups = 32
+    model.norm_eps = 1e-6
+    model.resblock_updown = True
+    model.transformer_num_layers = 1
+    model.concat = True  # the three ways in for the conditions
+    model.cross_attention = True
+    model.adaptive_norm = False
+    model.null_condition = "-1"  # what stands for "no condition": a number, or "learned"
+    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+    model.dtype = "bfloat16"
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.kind = "scaled_linear"
+    schedule.beta_start = 0.0015
+    schedule.beta_end = 0.0205
+    schedule.num_train_steps = 1000
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.prediction = "epsilon"  # "epsilon", "velocity" or "x0"
+    loss.min_snr_gamma = 0.0  # 0: every time step counts the same
+    loss.condition_dropout = 0.0  # share of samples that see the null condition, for classifier-free guidance
+
+    config.latent_scale = 0.0  # 0: 1 / std of the posterior means of the training set
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 2.5e-5
+    optimizer.warmup_steps = 0
+    optimizer.decay = False
+    optimizer.weight_decay = 0.01
+    optimizer.gradient_clip = 1.0
+    optimizer.ema_decay = 0.9999  # 0: no moving average
+
+    config.sampling = sampling = ml_collections.ConfigDict()  # of the pictures, and the model folder's defaults
+    sampling.num_steps = 50
+    sampling.eta = 0.0
+    sampling.guidance = 1.0
+    return config.lock()
+
+
+def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
+    """The conditions that a config names, with its ranges."""
+    known = Covariates()
+    chosen = Covariates(tuple(known[name] for name in config.covariates.names))
+    ranges = {name: value for name, value in config.covariates.ranges.items() if name in chosen.names}
+    return chosen.with_ranges(ranges)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError when a config has unknown or absent keys, naming the nearest key, or impossible values."""
+    stage = config.get("stage", None)
+    if stage not in STAGES:
+        raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(STAGES)}.")
+    known = set(_keys(autoencoder_config() if stage == "autoencoder" else diffusion_config()))
+    given = set(_keys(config))
+    for key in sorted(given - known):
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f" Did you mean config.{near[0]}?" if near else ""
+        raise UserError(f"config.{key}: the {stage} stage has no such setting.{hint}")
+    absent = sorted(known - given - {key for key in known if key.startswith("covariates.ranges.")})
+    if absent:
+        raise UserError(
+            f"config.{absent[0]} is not set. Start the config from brainldm.training.config.{stage}_config()."
+        )
+    for key in ("batch_size", "accumulation_steps", "num_steps"):
+        if config[key] < 1:
+            raise UserError(f"config.{key} is {config[key]}; at least 1 is wanted.")
+    if config.batch_size % config.accumulation_steps:
+        raise UserError(
+            f"config.batch_size {config.batch_size} is not a multiple of "
+            f"config.accumulation_steps {config.accumulation_steps}."
+        )
+    if not config.data.path:
+        raise UserError("config.data.path is empty. Name the BIDS dataset: --config.data.path=FOLDER.")
+    if config.model.dtype not in ("bfloat16", "float32"):
+        raise UserError(f"config.model.dtype is {config.model.dtype!r}; it can be bfloat16 or float32.")
+    groups = config.model.norm_num_groups
+    odd = [width for width in config.model.channels if width % groups]
+    if odd:
+        raise UserError(f"config.model.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
+
+
+def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def config_file(name: str) -> Path:
+    """The file configs/`name`.py, which lies in the installed package or at the root of a checkout.
+
+    Raises UserError naming the nearest config when there is none of that name.
+    """
+    package = Path(__file__).resolve().parents[1]
+    folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
+    path = folder / f"{name}.py"
+    if not path.exists():
+        known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
+        near = difflib.get_close_matches(name, known, 1) or known
+        raise UserError(f"There is no config {name!r} in {folder}. Did you mean {near[0]}? All: {', '.join(known)}.")
+    return path

@@ -1,0 +1,131 @@
+"""Stage two: loss and step of the denoising network, pure functions of (state, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from brainldm.diffusion.objectives import diffusion_loss
+from brainldm.diffusion.schedule import Schedule, make_schedule
+from brainldm.errors import UserError
+from brainldm.models.unet import DiffusionUNet
+from brainldm.training.state import DiffusionState, accumulate, ema_update, make_optimizer
+
+Metrics = dict[str, jax.Array]
+
+VALIDATION_TIMES = 8
+"""Time steps, spread evenly, at which the validation loss of every sample is taken."""
+
+
+def unet_arguments(
+    model: ml_collections.ConfigDict, latent_channels: int, condition_dim: int
+) -> dict[str, Any]:
+    """Constructor arguments (dtype by name) of the network that a config's `model` describes.
+
+    Raises UserError for a null condition that is neither "learned" nor a number.
+    """
+    null = model.null_condition
+    if null != "learned":
+        try:
+            null = float(null)
+        except ValueError:
+            raise UserError(
+                f"config.model.null_condition is {null!r}; it can be 'learned' or a number such as '-1'."
+            ) from None
+    return {
+        **model.to_dict(), "null_condition": null, "condition_dim": condition_dim,
+        "in_channels": latent_channels, "out_channels": latent_channels,
+    }
+
+
+def make_unet(arguments: dict[str, Any]) -> DiffusionUNet:
+    """The network of `unet_arguments`."""
+    return DiffusionUNet(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
+
+
+def schedule_of(config: ml_collections.ConfigDict) -> Schedule:
+    """The noise schedule that a config names."""
+    return make_schedule(**config.schedule.to_dict())
+
+
+def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Callable, Callable, Callable]:
+    """The functions of stage two.
+
+    Returns
+      init(key, batch, latent_scale) -> DiffusionState
+      train_step(state, batch, frozen) -> (state, metrics); batches hold "latent" [B, d, h, w, C] (unscaled
+        posterior means) and "condition" [B, K]; `frozen` is not used
+      validation_loss(params, latent_scale, batch) -> [B], the unweighted loss without condition dropout, at fixed
+        times and with noise that depends on the sample's index alone
+    """
+    schedule = schedule_of(config)
+    options = {name: config.optimizer[name] for name in ("warmup_steps", "decay", "weight_decay", "gradient_clip")}
+    optimizer = make_optimizer(config.optimizer.learning_rate, num_steps=config.num_steps, **options)
+    prediction = config.loss.prediction
+    gamma = config.loss.min_snr_gamma or None
+    decay = config.optimizer.ema_decay
+
+    def init(key: jax.Array, batch: dict, latent_scale: float) -> DiffusionState:
+        times = jnp.zeros(batch["latent"].shape[0], jnp.int32)
+        params = unet.init(key, batch["latent"], times, batch["condition"])["params"]
+        return DiffusionState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            ema=jax.tree.map(jnp.copy, params),  # a copy, because the step donates both
+            opt_state=optimizer.init(params),
+            latent_scale=jnp.asarray(latent_scale, jnp.float32),
+        )
+
+    def loss(params, batch, latent_scale, key):
+        x0 = batch["latent"] * latent_scale
+        key_noise, key_time, key_drop = jax.random.split(key, 3)
+        size = x0.shape[0]
+        noise = jax.random.normal(key_noise, x0.shape)
+        t = jax.random.randint(key_time, (size,), 0, schedule.num_train_steps)
+        drop = jax.random.uniform(key_drop, (size,)) < config.loss.condition_dropout
+
+        def denoise(x, t):
+            return unet.apply({"params": params}, x, t, batch["condition"], drop)
+
+        return jnp.mean(diffusion_loss(schedule, prediction, denoise, x0, noise, t, gamma))
+
+    def train_step(state: DiffusionState, batch: dict, frozen: Any) -> tuple[DiffusionState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def compute(part: dict, key: jax.Array):
+            return jax.value_and_grad(loss)(state.params, part, state.latent_scale, key)
+
+        arrays = {name: batch[name] for name in ("latent", "condition")}
+        value, gradients = accumulate(compute, arrays, key, config.accumulation_steps)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return DiffusionState(
+            step=state.step + 1,
+            params=params,
+            ema=ema_update(state.ema, params, state.step, decay),
+            opt_state=opt_state,
+            latent_scale=state.latent_scale,
+        ), {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+
+    def validation_loss(params: Any, latent_scale: jax.Array, batch: dict) -> jax.Array:
+        x0 = batch["latent"] * latent_scale
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(batch["index"])
+        spacing = schedule.num_train_steps / VALIDATION_TIMES
+
+        def denoise(x, t):
+            return unet.apply({"params": params}, x, t, batch["condition"])
+
+        def at_time(total, number):
+            noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, number), x0.shape[1:]))(keys)
+            t = jnp.full(x0.shape[0], ((number + 0.5) * spacing).astype(jnp.int32))
+            return total + diffusion_loss(schedule, prediction, denoise, x0, noise, t), None
+
+        total, _ = jax.lax.scan(at_time, jnp.zeros(x0.shape[0]), jnp.arange(VALIDATION_TIMES))
+        return total / VALIDATION_TIMES
+
+    return init, train_step, validation_loss

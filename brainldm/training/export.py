@@ -1,0 +1,86 @@
+"""From the work dirs of the two stages to a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from brainldm import __version__
+from brainldm.data.bids import read_json
+from brainldm.data.grids import training_grid
+from brainldm.errors import UserError
+from brainldm.parallel.mesh import data_mesh
+from brainldm.training.config import covariates_of
+from brainldm.training.diffusion import unet_arguments
+from brainldm.training.stages import load_autoencoder, read_config, restore_state
+from brainldm.weights.model_folder import ModelSpec, params_sha256, save_model
+
+CARD = """# Model card
+
+A latent diffusion model of T1-weighted brain MRI (Pinaya et al. 2022, arXiv 2209.07162), made with brainldm {version}.
+
+- Trained on: {dataset} ({scans} scans)
+- Volumes: {shape} voxels at {spacing:g} mm, RAS
+- Steps: autoencoder {autoencoder_steps}, denoising network {diffusion_steps}
+- Conditions:
+{conditions}
+
+Use it with `brainldm generate MODEL OUT --n 8`. The files are JSON and safetensors; no code runs from them.
+
+Research use only: not a medical device and not for diagnosis. A generative model can reproduce images that it was
+trained on; before sharing it, or images drawn with it, make sure that the terms of the training data allow that.
+"""
+
+
+def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folder: str | Path) -> str:
+    """Write the model folder of two finished runs (the diffusion network's moving average) and return its hash.
+
+    Raises UserError when a work dir is not of its stage, has no checkpoint, or the denoising network was trained
+    on the latents of another autoencoder.
+    """
+    mesh = data_mesh()
+    config = read_config(diffusion_workdir)
+    if config.stage != "diffusion":
+        raise UserError(f"{diffusion_workdir}: the work dir of the {config.stage} stage; name the autoencoder's first.")
+    arguments, spacing, autoencoder = load_autoencoder(str(autoencoder_workdir), mesh)
+    facts = read_json(Path(diffusion_workdir) / "run.json")
+    if params_sha256(autoencoder) != facts["autoencoder_sha256"]:
+        raise UserError(
+            f"{diffusion_workdir} was trained on the latents of another autoencoder than {autoencoder_workdir} holds "
+            "now. Export it with its own, or train the diffusion stage again."
+        )
+    state = jax.device_get(restore_state(config, diffusion_workdir, mesh))
+    covariates, grid = covariates_of(config), training_grid(spacing)
+    dataset = read_json(Path(config.data.path) / "dataset_description.json") if _described(config.data.path) else {}
+    name = dataset.get("Name", Path(config.data.path).name)
+    autoencoder_config = Path(autoencoder_workdir) / "config.json"
+    steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
+    spec = ModelSpec(
+        autoencoder=arguments,
+        unet=unet_arguments(config.model, facts["latent_shape"][-1], len(covariates)),
+        schedule=config.schedule.to_dict(),
+        prediction=config.loss.prediction,
+        latent_scale=float(state.latent_scale),
+        sampling=config.sampling.to_dict(),
+        grid=grid,
+        covariates=covariates,
+        provenance={
+            "brainldm": __version__, "dataset": name, "scans": facts["scans_training"],
+            "embedded_population": bool(dataset.get("EmbeddedPopulation", False)),
+            "autoencoder_steps": steps, "diffusion_steps": int(state.step),
+        },
+    )
+    card = CARD.format(
+        version=__version__, dataset=name, scans=facts["scans_training"], shape="x".join(map(str, grid.shape)),
+        spacing=spacing, autoencoder_steps=steps, diffusion_steps=int(state.step),
+        conditions="\n".join(
+            f"  - {c.name}: {' or '.join(c.levels)}" if c.levels else f"  - {c.name}: {c.low:g} to {c.high:g} {c.unit}"
+            for c in covariates
+        ),
+    )
+    return save_model(folder, spec, jax.device_get(autoencoder), state.ema, card)
+
+
+def _described(path: str) -> bool:
+    return (Path(path) / "dataset_description.json").exists()

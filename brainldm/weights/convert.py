@@ -1,0 +1,120 @@
+"""MONAI state dicts to a model folder and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from brainldm import __version__
+from brainldm.data.bids import require_new_folder
+from brainldm.data.covariates import Covariates
+from brainldm.data.grids import training_grid
+from brainldm.data.volumes import write_atomically
+from brainldm.errors import UserError
+from brainldm.weights.model_folder import ModelSpec, load_model, save_model
+from brainldm.weights.monai import autoencoder_from_monai, autoencoder_to_monai, unet_from_monai, unet_to_monai
+from brainldm.weights.torch_file import read_torch_state_dict
+
+CARD = """# Model card
+
+A latent diffusion model converted from MONAI state dicts with brainldm {version}.
+
+- Autoencoder: {autoencoder} (SHA-256 {autoencoder_sha256})
+- Denoising network: {unet} (SHA-256 {unet_sha256})
+
+The conditions and their ranges are those of the released brain LDM (Pinaya et al. 2022): sex, age 44 to 82 years,
+ventricular volume 6.99568 to 171.375 mL and brain volume 1144.24 to 1793.91 mL. The terms of the weights that were
+converted hold for this folder and for images drawn with it.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstated:
+    """What state dicts do not say of a model. The defaults are those of the released brain LDM."""
+
+    spacing_mm: float = 1
+    prediction: str = "epsilon"
+    latent_scale: float = 1.0
+    num_head_channels: tuple[int, ...] | None = None  # None: one head
+    autoencoder_norm_groups: int = 32
+    unet_norm_groups: int = 32
+    schedule: dict[str, Any] = dataclasses.field(default_factory=lambda: {
+        "kind": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205, "num_train_steps": 1000,
+    })
+
+
+def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, unstated: Unstated) -> str:
+    """Write a model folder from two state dicts (.pt or .pth, old or new key names) and return its hash.
+
+    Raises UserError when they cannot be read, do not fit each other, or `folder` holds something.
+    """
+    require_new_folder(folder)
+    covariates, grid = Covariates(), training_grid(unstated.spacing_mm)
+    autoencoder_params, autoencoder_arguments = autoencoder_from_monai(
+        read_torch_state_dict(autoencoder), norm_num_groups=unstated.autoencoder_norm_groups
+    )
+    unet_params, unet_arguments = unet_from_monai(
+        read_torch_state_dict(unet), num_head_channels=unstated.num_head_channels, condition_dim=len(covariates),
+        norm_num_groups=unstated.unet_norm_groups,
+    )
+    if autoencoder_arguments["latent_channels"] != unet_arguments["in_channels"]:
+        raise UserError(
+            f"{autoencoder} makes latents of {autoencoder_arguments['latent_channels']} channels, {unet} denoises "
+            f"{unet_arguments['in_channels']}. They do not belong together."
+        )
+    hashes = {f"{name}_sha256": _sha256(path) for name, path in (("autoencoder", autoencoder), ("unet", unet))}
+    spec = ModelSpec(
+        autoencoder={**autoencoder_arguments, "dtype": "float32", "remat": False},
+        unet={**unet_arguments, "null_condition": -1.0, "dtype": "float32", "remat": False},
+        schedule=unstated.schedule,
+        prediction=unstated.prediction,
+        latent_scale=unstated.latent_scale,
+        sampling={"num_steps": 50, "eta": 0.0, "guidance": 1.0},
+        grid=grid,
+        covariates=covariates,
+        provenance={"brainldm": __version__, "converted_from": "MONAI state dicts", **hashes},
+    )
+    factor = 2 ** (len(spec.unet["channels"]) - 1)
+    if any(side % factor for side in spec.latent_shape[:3]):
+        raise UserError(
+            f"At {unstated.spacing_mm:g} mm the latents are {'x'.join(map(str, spec.latent_shape[:3]))}, and the "
+            f"denoising network needs sides that divide by {factor}. Was it trained at another spacing?"
+        )
+    card = CARD.format(version=__version__, autoencoder=Path(autoencoder).name, unet=Path(unet).name, **hashes)
+    return save_model(folder, spec, autoencoder_params, unet_params, card)
+
+
+def to_monai(model_folder: str | Path, folder: str | Path) -> list[Path]:
+    """Write the state dicts of a model folder under MONAI's names, as safetensors, and return the files.
+
+    PyTorch reads them with `safetensors.torch.load_file`. Raises UserError for a network that MONAI cannot express.
+    """
+    folder = require_new_folder(folder)
+    model = load_model(model_folder)
+    files = {
+        "autoencoder.safetensors": autoencoder_to_monai(model.autoencoder),
+        "model.safetensors": unet_to_monai(model.unet),
+    }
+    for name, tensors in files.items():
+        write_atomically(folder / name, safetensors.numpy.save(tensors))
+    return [folder / name for name in files]
+
+
+def parse_head_channels(text: str | None) -> Sequence[int] | None:
+    """ "0,512,768" -> (0, 512, 768). Raises UserError when it is not a list of numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--head-channels {text}: a list of whole numbers is wanted, such as 0,512,768.") from None
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,44 @@
+"""The paper's autoencoder at full size: 160x224x160 voxels at 1 mm to latents of 20x28x20x3.
+
+    brainldm train --config configs/paper_autoencoder.py --workdir runs/paper_ae --config.data.path=UKB \\
+        --config.loss.perceptual_files='("squeezenet1_1.pth", "lpips_squeeze.pth")'
+
+Known from the paper and the released model: the architecture (13,766,248 parameters), 31,740 training volumes, the
+loss terms (L1, perceptual, patch-adversarial, KL).
+Known from the first author's later public code for the same data (generative_brain, 2023), and inferred to hold for
+2022: Adam 5e-5 and 1e-4 (discriminator), gradient clipping at 1, batch 1, 20 epochs, weights 1e-8 (KL), 0.005
+(adversarial, from the sixth epoch), 0.002 (LPIPS-SqueezeNet in 2.5D on a quarter of the slices), discriminator of 96
+channels and 3 layers, no learning-rate schedule. The 2022 values themselves were not published.
+Chosen here: bfloat16 computation where the public code has float16 with loss scaling; no random flips.
+
+`:tiny` keeps the recipe and shrinks volumes (4 mm), networks and steps, for tests; feature matching then stands in for
+LPIPS, whose weights cannot be shipped.
+"""
+
+from brainldm.training.config import autoencoder_config
+
+SCANS = 31_740
+
+
+def get_config(arg: str = ""):
+    config = autoencoder_config()  # architecture, losses and learning rates: the defaults are the paper's
+    config.batch_size = 1
+    config.num_steps = 20 * SCANS
+    config.loss.adversarial_start = 5 * SCANS
+    config.data.validation_fraction = 0.0125  # 500 of 40,000 in the public code
+    config.every.log = 100
+    config.every.validate = config.every.checkpoint = 5_000
+    config.every.images = 5_000
+    if arg == "tiny":
+        config.data.spacing_mm = 4
+        config.data.validation_fraction = 0.2
+        config.model.channels = (8, 8, 8)
+        config.model.norm_num_groups = 4
+        config.model.dtype = "float32"
+        config.discriminator.channels = 4
+        config.loss.perceptual = "discriminator"
+        config.loss.adversarial_start = 2
+        config.optimizer.learning_rate = 1e-3
+        config.num_steps = 4
+        config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 2
+    return config

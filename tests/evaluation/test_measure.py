@@ -1,0 +1,129 @@
+"""Volumes measured on images whose volumes are known: the embedded population and real scans."""
+
+import csv
+import time
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from brainldm.data.grids import Grid, training_grid
+from brainldm.data.population import Population
+from brainldm.data.volumes import block_average, read_volume
+from brainldm.errors import UserError
+from brainldm.evaluation.volumes import measure
+
+
+@pytest.fixture(scope="module")
+def people():
+    """24 people of a seed that the calibration has not seen, ventricles 7 to 165 mL, and how they measure."""
+    population = Population(4)
+    made = [population.make(7, i, ventricles_ml=float(v)) for i, v in enumerate(np.geomspace(7.5, 165, 24))]
+    return population.grid, made, [measure(person.image, population.grid) for person in made]
+
+
+@pytest.fixture(scope="module")
+def real_scans(shared):
+    """The real scans averaged to 2 mm with their labels' ventricular volume, and one of them at 1 mm."""
+    root = shared / "data" / "oasis_mni_1mm"
+    with open(root / "participants.tsv") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    paths = [
+        next((root / row["participant_id"] / row["session_id"] / "anat").glob("*_T1w.nii.gz")) for row in rows
+    ]
+    first = read_volume(paths[0]).data / 255
+    coarse = [block_average(read_volume(path).data / 255, 2) for path in paths]
+    return first, coarse, np.array([float(row["ventricles_ml"]) for row in rows])
+
+
+def test_ventricles_of_the_population(people):
+    _, made, found = people
+    label = np.array([person.covariates["ventricles_ml"] for person in made])
+    measured = np.array([m.ventricles_ml for m in found])
+    assert np.corrcoef(label, measured)[0, 1] >= 0.98
+    assert 0.9 <= np.polyfit(label, measured, 1)[0] <= 1.1
+    assert np.abs(measured - label).mean() < 3.5
+    # the corridor does not saturate
+    assert measured[-1] > 140
+
+
+def test_brain_of_the_population(people):
+    grid, made, found = people
+    measured = np.array([m.brain_ml for m in found])
+    tissue = np.array([person.tissue.sum() / (person.image > 0).sum() for person in made])
+    assert np.corrcoef(tissue, measured)[0, 1] >= 0.9
+    label = np.array([person.covariates["brain_ml"] for person in made])
+    assert np.corrcoef(label, measured)[0, 1] >= 0.9
+    assert np.abs(measured - label).mean() < 50
+    heads = np.array([person.covariates["head_ml"] for person in made])
+    assert np.corrcoef(heads, [m.icv_ml for m in found])[0, 1] >= 0.99
+
+
+def test_real_scans(real_scans):
+    _, coarse, label = real_scans
+    for factor, least in ((1, 0.97), (2, 0.95)):
+        grid = training_grid(2 * factor)
+        measured = [measure(block_average(image, factor), grid).ventricles_ml for image in coarse]
+        assert np.corrcoef(label, measured)[0, 1] >= least
+        assert 0.9 <= np.polyfit(label, measured, 1)[0] <= 1.15
+
+
+def test_one_millimetre_is_measured_at_two(real_scans):
+    fine, coarse, _ = real_scans
+    found, expected = measure(fine[..., None], training_grid(1)), measure(coarse[0], training_grid(2))
+    assert found.ventricles_ml == pytest.approx(expected.ventricles_ml, rel=1e-6)
+    assert found.brain_ml == pytest.approx(expected.brain_ml, rel=1e-6)
+
+
+def test_blur_and_noise_change_little(people, real_scans):
+    rng = np.random.default_rng(0)
+
+    def spoilt(image):
+        noise = rng.normal(0, 0.02, image.shape).astype(np.float32)
+        return np.clip(ndimage.gaussian_filter(image, 0.5) + noise, 0, 1)
+
+    grid, made, found = people
+    for person, before in zip(made, found, strict=True):
+        after = measure(spoilt(person.image), grid)
+        assert abs(after.brain_ml / before.brain_ml - 1) < 0.1
+        lost = abs(after.ventricles_ml - before.ventricles_ml)
+        assert lost < max(0.1 * before.ventricles_ml, 6)
+    _, coarse, label = real_scans
+    for image in [coarse[i] for i in np.argsort(label)[-3:]]:
+        before, after = (measure(i, training_grid(2)).ventricles_ml for i in (image, spoilt(image)))
+        assert abs(after / before - 1) < 0.1
+
+
+def test_images_without_a_brain_give_a_reason():
+    grid = training_grid(4)
+    speck = np.zeros(grid.shape, np.float32)
+    speck[20, 20, 20] = 1
+    holey = np.full(grid.shape, np.nan, np.float32)
+    noise = np.random.default_rng(0).random(grid.shape, np.float32)
+    for image in (np.zeros(grid.shape), np.ones(grid.shape), -np.ones(grid.shape), speck, holey, noise):
+        found = measure(image, grid)
+        assert found.reason and np.isnan([found.ventricles_ml, found.brain_ml, found.icv_ml]).all()
+
+
+def test_a_ball_is_measured_without_an_error():
+    grid = training_grid(4)
+    z = np.stack(np.meshgrid(*[np.arange(n) - n / 2 for n in grid.shape], indexing="ij"))
+    found = measure((np.sum(z**2, 0) < 17**2).astype(np.float32), grid)
+    assert not found.reason and found.ventricles_ml == 0
+
+
+def test_wrong_grids_are_refused():
+    with pytest.raises(UserError, match="calibrated for 1, 2 and 4 mm"):
+        measure(np.zeros((10, 10, 10)), Grid((10, 10, 10), np.diag([3.0, 3, 3, 1])))
+    with pytest.raises(ValueError, match="does not lie"):
+        measure(np.zeros((10, 10, 10)), training_grid(4))
+
+
+def test_fast_at_4_mm(people):
+    grid, made, _ = people
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        measure(made[-1].image, grid)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3

@@ -1,0 +1,123 @@
+"""Size, shapes, types and the ways of conditioning of the UNet."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from brainldm.errors import UserError
+from brainldm.models.unet import DiffusionUNet
+
+SMALL = {
+    "in_channels": 2,
+    "out_channels": 2,
+    "channels": (4, 8),
+    "num_res_blocks": 1,
+    "attention_levels": (False, True),
+    "num_head_channels": (0, 4),
+    "norm_num_groups": 2,
+}
+X = jax.random.normal(jax.random.key(1), (2, 4, 6, 4, 2))
+T = jnp.array([3, 700])
+CONDITION = jnp.array([[0.0, 0.2, 0.4, 0.6], [1.0, 0.8, 0.6, 0.4]])
+WAYS = ("concat", "cross_attention", "adaptive_norm")
+
+# The programs are compiled without optimising them: they run once, on a few voxels.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
+
+def _random_variables(network, *inputs):
+    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+
+
+def _apply(network, variables, *inputs, method=None):
+    function = lambda variables, *inputs: network.apply(variables, *inputs, method=method)  # noqa: E731
+    return jax.jit(function, compiler_options=UNOPTIMISED)(variables, *inputs)
+
+
+def _network(**kwargs):
+    """A small network with random numbers in place of every zero kernel, so that all paths are open."""
+    network = DiffusionUNet(**SMALL, **kwargs)
+    return network, _random_variables(network, X, T, CONDITION)
+
+
+def test_the_papers_unet_has_its_number_of_parameters():
+    network = DiffusionUNet()
+    latent = jax.ShapeDtypeStruct((1, 20, 28, 20, 3), jnp.float32)
+    time, condition = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, 4), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), latent, time, condition)
+    leaves = jax.tree.leaves(variables)
+    assert (len(leaves), sum(leaf.size for leaf in leaves)) == (528, 553_168_899)
+    assert jax.eval_shape(network.apply, variables, latent, time, condition).shape == latent.shape
+
+
+def test_a_new_network_predicts_zero():
+    network = DiffusionUNet(**SMALL, adaptive_norm=True)
+    variables = jax.jit(network.init, compiler_options=UNOPTIMISED)(jax.random.key(0), X, T, CONDITION)
+    assert not np.any(_apply(network, variables, X, T, CONDITION))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_of_conditioning_alone_reaches_the_output(way):
+    network, variables = _network(**{name: name == way for name in WAYS})
+    first = _apply(network, variables, X, T, CONDITION)
+    second = _apply(network, variables, X, T, CONDITION.at[0, 1].add(0.5))
+    assert np.abs(first - second)[0].max() > 1e-5
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_without_conditioning_none_is_needed_and_attn2_is_left_out():
+    network, variables = _network(**dict.fromkeys(WAYS, False))
+    names = {name for path in flatten_dict(variables["params"]) for name in path}
+    assert "attn1" in names and not names & {"attn2", "condition_proj"}
+    assert _apply(network, variables, X, T, None).shape == X.shape
+
+
+def test_queries_and_keys_of_one_token_do_not_matter():
+    """Stored for checkpoints: they get no gradient."""
+    network, variables = _network()
+    loss = jax.grad(lambda v: (network.apply(v, X, T, CONDITION) ** 2).mean())
+    gradient = jax.jit(loss, compiler_options=UNOPTIMISED)(variables)
+    for path, leaf in flatten_dict(gradient["params"]).items():
+        idle = "attn2" in path and ("to_q" in path or "to_k" in path)
+        idle = idle or ("transformer_blocks_0" in path and "norm2" in path)
+        assert np.any(leaf) != idle, path
+
+
+@pytest.mark.parametrize("null", [-1.0, "learned"])
+def test_drop_puts_the_null_condition_in_place(null):
+    network, variables = _network(adaptive_norm=True, null_condition=null)
+    value = variables["params"]["null_condition"] if null == "learned" else jnp.full(4, null)
+    found = _apply(network, variables, X, T, CONDITION, jnp.array([True, False]))
+    expected = _apply(network, variables, X, T, CONDITION.at[0].set(value))
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - _apply(network, variables, X, T, CONDITION))[0].max() > 1e-5
+
+
+def test_bfloat16_is_close_and_returns_float32():
+    network, variables = _network(adaptive_norm=True)
+    exact = _apply(network, variables, X, T, CONDITION)
+    found = _apply(network.clone(dtype=jnp.bfloat16), variables, X, T, CONDITION)
+    assert found.dtype == jnp.float32
+    assert np.linalg.norm(found - exact) < 5e-2 * np.linalg.norm(exact)
+
+
+def test_remat_changes_neither_parameters_nor_result():
+    network, variables = _network()
+    found = _apply(network.clone(remat=True), variables, X, T, CONDITION)
+    np.testing.assert_allclose(found, _apply(network, variables, X, T, CONDITION), rtol=1e-5, atol=1e-6)
+
+
+def test_mistakes_are_named():
+    network, variables = _network()
+    with pytest.raises(UserError, match="none was given"):
+        network.apply(variables, X, T, None)
+    with pytest.raises(UserError, match=r"\(2, 3\) was given"):
+        network.apply(variables, X, T, CONDITION[:, :3])
+    with pytest.raises(UserError, match="multiples of 2"):
+        network.apply(variables, X[:, :3], T, CONDITION)
+    with pytest.raises(UserError, match="num_head_channels"):
+        network.clone(num_head_channels=(0, 3)).apply(variables, X, T, CONDITION)

@@ -1,0 +1,90 @@
+"""MONAI state dicts become a model folder that samples as MONAI does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from brainldm.diffusion.samplers import ddim_step
+from brainldm.diffusion.schedule import make_schedule
+from brainldm.errors import UserError
+from brainldm.generation.dataset import Settings, generate
+from brainldm.weights.convert import Unstated, from_monai, parse_head_channels, to_monai
+from brainldm.weights.model_folder import load_model
+from brainldm.weights.torch_file import read_torch_state_dict
+
+GOLDEN = Unstated(num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8)
+
+
+def relative_error(value, expected):
+    return np.linalg.norm(np.asarray(value) - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("names", [("autoencoder.pt", "unet.pt"), ("autoencoder_old_keys.pth", "unet_old_keys.pth")])
+def test_ten_ddim_steps_equal_monais(shared, tmp_path, names):
+    golden = shared / "golden"
+    from_monai(golden / names[0], golden / names[1], tmp_path / "model", GOLDEN)
+    model = load_model(tmp_path / "model")
+    numbers = np.load(golden / "unet.npz")
+    unet, schedule = model.spec.make_unet(), make_schedule(**model.spec.schedule)
+    condition = jnp.asarray(numbers["condition"]).reshape(numbers["z"].shape[0], -1)
+    latent = jnp.asarray(np.moveaxis(numbers["z"], 1, -1))
+
+    @jax.jit
+    def output(params, x, t):
+        return unet.apply({"params": params}, x, jnp.full(x.shape[0], t), condition)
+
+    keys = [name for name in numbers.files if "ddim" in name]
+    assert len(keys) == 2
+    with jax.default_matmul_precision("highest"):
+        for name in keys:
+            prediction = "velocity" if "v" in name.replace("ddim", "") else "epsilon"
+            x = latent
+            # MONAI since 1.6 spaces its steps evenly from T - 1 to 0 and still steps back by T // steps.
+            for t in np.linspace(999, 0, 10).round().astype(int):
+                x = ddim_step(
+                    schedule, prediction, output(model.unet, x, t), x, jnp.int32(t), jnp.int32(t - 100),
+                    jnp.zeros_like(x),
+                )
+            assert relative_error(np.moveaxis(np.asarray(x), -1, 1), numbers[name]) < 1e-4
+
+
+def test_there_and_back_is_the_same(shared, tmp_path):
+    golden = shared / "golden"
+    from_monai(golden / "autoencoder.pt", golden / "unet.pt", tmp_path / "model", GOLDEN)
+    files = to_monai(tmp_path / "model", tmp_path / "monai")
+    for file, name in zip(files, ("autoencoder.pt", "unet.pt"), strict=True):
+        back, original = safetensors.numpy.load_file(file), read_torch_state_dict(golden / name)
+        assert back.keys() == original.keys()
+        for key, array in original.items():
+            np.testing.assert_array_equal(back[key], array)
+
+
+def test_a_converted_model_generates(shared, tmp_path):
+    golden = shared / "golden"
+    from_monai(golden / "autoencoder.pt", golden / "unet.pt", tmp_path / "model", GOLDEN)
+    model = load_model(tmp_path / "model")
+    assert model.spec.latent_shape == (20, 28, 20, 3)
+    row = {"sex": "F", "age": 60.0, "ventricles_ml": 30.0, "brain_ml": 1500.0}
+    generate(model, tmp_path / "out", [row], Settings(num_steps=1))
+    assert (tmp_path / "out/sub-0001/anat/sub-0001_T1w.nii.gz").stat().st_size > 100_000
+
+
+def test_networks_that_do_not_fit_each_other_are_refused(shared, tmp_path):
+    golden = shared / "golden"
+    with pytest.raises(UserError, match="sides that divide by 4"):
+        from_monai(
+            golden / "autoencoder.pt", golden / "unet.pt", tmp_path / "a",
+            Unstated(spacing_mm=4, num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8),
+        )
+    with pytest.raises(UserError):
+        from_monai(golden / "unet.pt", golden / "unet.pt", tmp_path / "b", GOLDEN)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_head_channels_are_a_list_of_numbers():
+    assert parse_head_channels("0,512,768") == (0, 512, 768)
+    assert parse_head_channels(None) is None
+    with pytest.raises(UserError, match="0,512,768"):
+        parse_head_channels("many")

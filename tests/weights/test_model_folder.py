@@ -1,0 +1,83 @@
+"""The released form of a model: checked when read."""
+
+import hashlib
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from brainldm.errors import UserError
+from brainldm.weights.model_folder import ModelSpec, load_model, save_model
+
+
+@pytest.fixture
+def folder(demo_run, tmp_path):
+    return shutil.copytree(demo_run / "model", tmp_path / "model")
+
+
+def reseal(folder):
+    """Make SHA256SUMS right again after an edit."""
+    names = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    sums = "".join(f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
+    (folder / "SHA256SUMS").write_text(sums)
+
+
+def edit_spec(folder, **changes):
+    content = json.loads((folder / "model.json").read_text())
+    content.update(changes)
+    (folder / "model.json").write_text(json.dumps(content))
+    reseal(folder)
+
+
+def test_a_model_is_json_and_safetensors_only(folder):
+    assert {p.name for p in folder.iterdir()} == {
+        "model.json", "autoencoder.safetensors", "unet.safetensors", "SHA256SUMS", "README.md",
+    }
+
+
+def test_saving_again_gives_the_same_model(folder, tmp_path):
+    model = load_model(folder)
+    card = (folder / "README.md").read_text()
+    assert save_model(tmp_path / "again", model.spec, model.autoencoder, model.unet, card) == model.sha256
+    again = load_model(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, model.unet, again.unet)
+    assert again.spec.to_json() == ModelSpec.from_json(model.spec.to_json()).to_json()
+
+
+def test_nothing_is_overwritten(folder):
+    model = load_model(folder)
+    with pytest.raises(UserError, match="already holds"):
+        save_model(folder, model.spec, model.autoencoder, model.unet, "card")
+
+
+def flip_bit(folder):
+    path = folder / "unet.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage, said", [
+    (flip_bit, r"unet.safetensors: its SHA-256 is .*changed or damaged"),
+    (lambda f: (f / "model.json").write_text("{}"), r"model.json: its SHA-256"),
+    (lambda f: (f / "unet.safetensors").unlink(), "unet.safetensors: missing"),
+    (lambda f: (f / "SHA256SUMS").unlink(), "no readable SHA256SUMS"),
+    (lambda f: (f / "SHA256SUMS").write_text(""), "model.json: missing"),
+    (lambda f: edit_spec(f, format_version=99), "version 99.*reads 'brainldm-model' version 1"),
+    (lambda f: edit_spec(f, format="other"), "format 'other'"),
+    (lambda f: edit_spec(f, unet={"surprise": 1}), "not a description"),
+    (lambda f: shutil.rmtree(f), "no such folder"),
+])
+def test_damaged_and_foreign_folders_are_refused(folder, damage, said):
+    damage(folder)
+    with pytest.raises(UserError, match=said):
+        load_model(folder)
+
+
+def test_parameters_that_do_not_fit_are_named(folder):
+    content = json.loads((folder / "model.json").read_text())
+    edit_spec(folder, unet={**content["unet"], "channels": [8, 32]})
+    with pytest.raises(UserError, match="do not fit the network.*of another shape"):
+        load_model(folder)
