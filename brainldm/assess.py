@@ -21,7 +21,11 @@ SWEPT = "ventricles_ml"
 
 
 def assess(
-    synthetic: str | Path, real: str | Path, out: str | Path, model_folder: str | Path | None = None, seed: int = 0
+    synthetic: str | Path,
+    real: str | Path,
+    out: str | Path,
+    model_folder: str | Path | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """`brainldm.evaluation.report.evaluate`, with pictures that need the model when `model_folder` names it.
 
@@ -33,9 +37,7 @@ def assess(
     records = read_dataset(real, model.spec.covariates)
     volumes = np.stack([load_image(r, model.spec.grid) for r in records[:SHOWN]])
     pairs = list(zip(volumes, reconstruct(model, volumes), strict=True))
-    return evaluate(
-        synthetic, real, out, seed=seed, reconstructions=pairs, sweep=_sweep(model, records, seed)
-    )
+    return evaluate(synthetic, real, out, seed=seed, reconstructions=pairs, sweep=_sweep(model, records, seed))
 
 
 def _sweep(model: Model, records: list[Record], seed: int) -> tuple[str, list[float], np.ndarray] | None:
@@ -46,12 +48,17 @@ def _sweep(model: Model, records: list[Record], seed: int) -> tuple[str, list[fl
     item = covariates[SWEPT]
     values = np.geomspace(*np.clip(found, item.low, item.high), SHOWN).round(1).tolist()
     others = {
-        c.name: statistics.mode(r.covariates[c.name] for r in records) if c.levels
+        c.name: statistics.mode(r.covariates[c.name] for r in records)
+        if c.levels
         else statistics.median(r.covariates[c.name] for r in records)
         for c in covariates
     }
     sampling = model.spec.sampling
     sampler = make_sampler(
-        model, batch_size=1, num_steps=sampling["num_steps"], eta=sampling["eta"], guidance=sampling["guidance"]
+        model,
+        batch_size=1,
+        num_steps=sampling["num_steps"],
+        eta=sampling["eta"],
+        guidance=sampling["guidance"],
     )
     return SWEPT, values, sweep(sampler, covariates, SWEPT, values, others, seed, 0)

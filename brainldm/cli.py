@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="brainldm", description="Latent diffusion for 3D brain MRI: train it, and generate brains with it.",
+        prog="brainldm",
+        description="Latent diffusion for 3D brain MRI: train it, and generate brains with it.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"brainldm {__version__}")
@@ -55,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Callable, help: str, example: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}\n\n{EXIT_CODES}",
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example: {example}\n\n{EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(run=run)
@@ -67,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print the figures as JSON")
 
     population = verb(
-        "population", _population, "write the embedded population as a BIDS dataset",
+        "population",
+        _population,
+        "write the embedded population as a BIDS dataset",
         "brainldm population ./people --n 50 --spacing 4 --seed 1",
     )
     population.add_argument("out", metavar="OUT", help="folder to make")
@@ -77,13 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     population.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
 
     verb(
-        "train", lambda options: None, "train the autoencoder or the diffusion model, as its config says",
+        "train",
+        lambda options: None,
+        "train the autoencoder or the diffusion model, as its config says",
         "brainldm train --config configs/demo_autoencoder.py --workdir runs/ae --config.data.path=./people\n"
         "flags: --config FILE.py[:arg] (or the name of a packaged config), --workdir DIR, --config.key=value ...",
     )
 
     export = verb(
-        "export", _export, "make a model folder of the work dirs of both stages",
+        "export",
+        _export,
+        "make a model folder of the work dirs of both stages",
         "brainldm export runs/ae runs/ldm ./model",
     )
     export.add_argument("autoencoder", metavar="AE_WORKDIR")
@@ -91,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("model", metavar="MODEL", help="folder to make")
 
     generate = verb(
-        "generate", _generate, "draw brains with a model and write them as a BIDS dataset",
+        "generate",
+        _generate,
+        "draw brains with a model and write them as a BIDS dataset",
         "brainldm generate ./model ./synthetic --n 8 --age 60:75 --sex F --ventricles-ml 40",
     )
     generate.add_argument("model", metavar="MODEL", help="model folder")
@@ -108,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--batch-size", type=int, default=4, help="brains drawn at once (default 4)")
 
     evaluate = verb(
-        "evaluate", _evaluate, "compare a generated dataset with a real one, as an HTML report",
+        "evaluate",
+        _evaluate,
+        "compare a generated dataset with a real one, as an HTML report",
         "brainldm evaluate ./synthetic ./people ./report --model ./model",
     )
     evaluate.add_argument("synthetic", metavar="SYNTHETIC", help="dataset that `generate` wrote")
@@ -118,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
 
     convert = verb(
-        "convert", _convert, "make a model folder of MONAI state dicts, or the reverse",
+        "convert",
+        _convert,
+        "make a model folder of MONAI state dicts, or the reverse",
         "brainldm convert autoencoder.pth,diffusion_model.pth ./model\n         brainldm convert ./model ./monai",
     )
     convert.add_argument("source", metavar="FROM", help="AUTOENCODER,UNET state dicts (.pt, .pth), or a model folder")
@@ -144,7 +160,12 @@ def _demo(options: argparse.Namespace) -> None:
     from brainldm import demo
 
     figures = demo.demo(options.out, demo.TINY if options.tiny else demo.FULL)
-    _print_figures(figures, options)
+    if options.json:
+        print(json.dumps(figures, indent=1))
+        return
+    from brainldm.evaluation.report import headline_lines
+
+    print("\n".join([*headline_lines(figures), f"Report: {os.path.join(options.out, 'report', 'report.html')}"]))
 
 
 def _population(options: argparse.Namespace) -> None:
@@ -153,7 +174,11 @@ def _population(options: argparse.Namespace) -> None:
 
     with Counter("population", options.n) as progress:
         write_population(
-            options.out, options.n, options.spacing, options.seed, options.workers,
+            options.out,
+            options.n,
+            options.spacing,
+            options.seed,
+            options.workers,
             progress=lambda done, total: progress(done),
         )
 
@@ -171,7 +196,8 @@ def _generate(options: argparse.Namespace) -> None:
 
     refuse_silent_cpu()
     named = {
-        column: value for flag, column in _CONDITION_FLAGS.items()
+        column: value
+        for flag, column in _CONDITION_FLAGS.items()
         if (value := getattr(options, flag.replace("-", "_"))) is not None
     }
     if options.participants and named:
@@ -184,14 +210,19 @@ def _generate(options: argparse.Namespace) -> None:
     else:
         rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
     defaults = model.spec.sampling
-    generate(model, options.out, rows, Settings(
-        seed=options.seed,
-        num_steps=options.steps or defaults["num_steps"],
-        eta=defaults["eta"] if options.eta is None else options.eta,
-        guidance=defaults["guidance"] if options.guidance is None else options.guidance,
-        batch_size=min(options.batch_size, len(rows)),
-        extrapolate=options.extrapolate,
-    ))
+    generate(
+        model,
+        options.out,
+        rows,
+        Settings(
+            seed=options.seed,
+            num_steps=options.steps or defaults["num_steps"],
+            eta=defaults["eta"] if options.eta is None else options.eta,
+            guidance=defaults["guidance"] if options.guidance is None else options.guidance,
+            batch_size=min(options.batch_size, len(rows)),
+            extrapolate=options.extrapolate,
+        ),
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -208,11 +239,19 @@ def _convert(options: argparse.Namespace) -> None:
         for path in to_monai(options.source, options.target):
             print(path)
         return
-    digest = from_monai(autoencoder, unet, options.target, Unstated(
-        spacing_mm=options.spacing, prediction=options.prediction, latent_scale=options.latent_scale,
-        num_head_channels=parse_head_channels(options.head_channels),
-        autoencoder_norm_groups=options.autoencoder_norm_groups, unet_norm_groups=options.unet_norm_groups,
-    ))
+    digest = from_monai(
+        autoencoder,
+        unet,
+        options.target,
+        Unstated(
+            spacing_mm=options.spacing,
+            prediction=options.prediction,
+            latent_scale=options.latent_scale,
+            num_head_channels=parse_head_channels(options.head_channels),
+            autoencoder_norm_groups=options.autoencoder_norm_groups,
+            unet_norm_groups=options.unet_norm_groups,
+        ),
+    )
     print(f"{options.target} {digest}")
 
 

@@ -56,25 +56,54 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     for name, people, seed in (("population", size.people, SEED), ("held_out", size.brains, SEED + 1)):
         with Counter(name, people) as progress:
             write_population(
-                out / name, people, SPACING_MM, seed, workers=min(os.cpu_count() or 1, 8),
+                out / name,
+                people,
+                SPACING_MM,
+                seed,
+                workers=min(os.cpu_count() or 1, 8),
                 progress=lambda done, total, progress=progress: progress(done),
             )
     data = f"--config.data.path={out / 'population'}"
     step(2, "Training the autoencoder")
-    run_training(["--config", f"{config_file('demo_autoencoder')}{size.variant}", "--workdir",
-                  str(out / "autoencoder"), data])
+    run_training(
+        [
+            "--config",
+            f"{config_file('demo_autoencoder')}{size.variant}",
+            "--workdir",
+            str(out / "autoencoder"),
+            data,
+        ]
+    )
     step(3, "Training the diffusion model on its latents")
-    run_training(["--config", f"{config_file('demo_ldm')}{size.variant}", "--workdir", str(out / "diffusion"), data,
-                  f"--config.autoencoder={out / 'autoencoder'}"])
+    run_training(
+        [
+            "--config",
+            f"{config_file('demo_ldm')}{size.variant}",
+            "--workdir",
+            str(out / "diffusion"),
+            data,
+            f"--config.autoencoder={out / 'autoencoder'}",
+        ]
+    )
     step(4, "Generating brains with the conditions of people it has not seen")
     export(out / "autoencoder", out / "diffusion", out / "model")
     model = load_model(out / "model")
     rows = read_conditions(out / "held_out", model.spec.covariates)
     sampling = model.spec.sampling
-    generate(model, out / "synthetic", rows, Settings(
-        seed=SEED, num_steps=sampling["num_steps"], eta=sampling["eta"], guidance=sampling["guidance"],
-        batch_size=min(8, size.brains), extrapolate=True,
-    ), note=STAND_IN)
+    generate(
+        model,
+        out / "synthetic",
+        rows,
+        Settings(
+            seed=SEED,
+            num_steps=sampling["num_steps"],
+            eta=sampling["eta"],
+            guidance=sampling["guidance"],
+            batch_size=min(8, size.brains),
+            extrapolate=True,
+        ),
+        note=STAND_IN,
+    )
     step(5, "Evaluating")
     figures = assess(out / "synthetic", out / "held_out", out / "report", out / "model")
     say(f"\nDone in {duration(time.monotonic() - began)}.")

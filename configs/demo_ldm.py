@@ -1,6 +1,7 @@
-"""Denoising network of the demo: latents of 10x14x10x3, conditions by concatenation, cross-attention and adaptive norm.
+"""Denoising network of the demo: latents of 10x14x10x8, conditions by concatenation, cross-attention and adaptive norm.
 
-    brainldm train --config configs/demo_ldm.py --workdir runs/ldm --config.data.path=DATASET --config.autoencoder=runs/ae
+    brainldm train --config configs/demo_ldm.py --workdir runs/ldm \\
+        --config.data.path=DATASET --config.autoencoder=runs/ae
 
 `:tiny` shrinks it to a few steps of a very small network, for tests.
 """
@@ -10,6 +11,9 @@ from brainldm.training.config import diffusion_config
 
 def get_config(arg: str = ""):
     config = diffusion_config()
+    # The embedded population fills little of the released model's ranges; a condition that hardly moves is hardly learnt.
+    config.covariates.ranges.ventricles_ml = (5.0, 65.0)
+    config.covariates.ranges.brain_ml = (1300.0, 1700.0)
     config.data.spacing_mm = 4
     config.data.validation_fraction = 0.06
     config.model.channels = (32, 64)
@@ -21,16 +25,19 @@ def get_config(arg: str = ""):
     config.model.dtype = "float32"
     config.loss.prediction = "velocity"
     config.loss.min_snr_gamma = 5.0
+    config.model.null_condition = "learned"
+    config.loss.condition_dropout = 0.1
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.muon_learning_rate = 0.01
     config.optimizer.warmup_steps = 50
     config.optimizer.decay = True
     config.optimizer.ema_decay = 0.995
-    config.batch_size = 16
-    config.num_steps = 600
+    config.batch_size = 8
+    config.num_steps = 450
     config.every.log = 20
-    config.every.validate = 200
-    config.every.images = 300
-    config.every.checkpoint = 300
+    config.every.validate = 150
+    config.every.images = 225
+    config.every.checkpoint = 225
     config.sampling.num_steps = 25
     if arg == "tiny":
         config.model.channels = (8, 16)
@@ -38,6 +45,7 @@ def get_config(arg: str = ""):
         config.model.norm_num_groups = 4
         config.batch_size = 4
         config.num_steps = 24
+        config.optimizer.warmup_steps = 2
         config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 12
         config.sampling.num_steps = 2
     return config

@@ -26,7 +26,11 @@ def test_help_has_an_example_and_the_exit_codes(verb, capsys):
 
 def test_the_module_is_the_command(repository):
     done = subprocess.run(
-        [sys.executable, "-m", "brainldm", "--version"], capture_output=True, text=True, cwd=repository, check=False
+        [sys.executable, "-m", "brainldm", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=repository,
+        check=False,
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, "brainldm")
 
@@ -34,7 +38,10 @@ def test_the_module_is_the_command(repository):
 def test_training_through_its_own_door(repository):
     done = subprocess.run(
         [sys.executable, "-m", "brainldm.train", "--config", "configs/demo_ldm.py"],
-        capture_output=True, text=True, cwd=repository, check=False,
+        capture_output=True,
+        text=True,
+        cwd=repository,
+        check=False,
     )
     assert done.returncode == 2
     assert "--workdir" in done.stderr and "Traceback" not in done.stderr
@@ -91,14 +98,26 @@ TRAIN_MISTAKES = {
     "unknown key": (lambda d: None, ["--config.nonsense=1"], "nonsense"),
     "value of another type": (lambda d: None, ["--config.batch_size=many"], "batch_size"),
     "impossible value": (lambda d: None, ["--config.num_steps=0"], "num_steps is 0"),
-    "widths and groups": (lambda d: None, ["--config.model.norm_num_groups=3"], "multiple of norm_num_groups 3"),
-    "perceptual without files": (lambda d: None, ["--config.loss.perceptual=lpips"], "perceptual_files is empty"),
+    "widths and groups": (
+        lambda d: None,
+        ["--config.model.norm_num_groups=3"],
+        "multiple of norm_num_groups 3",
+    ),
+    "perceptual without files": (
+        lambda d: None,
+        ["--config.loss.perceptual=lpips"],
+        "perceptual_files is empty",
+    ),
     "unknown perceptual": (lambda d: None, ["--config.loss.perceptual=eyes"], "lpips, medicalnet"),
     "missing dataset": (lambda d: shutil.rmtree(d), [], "no such folder"),
     "no table": (lambda d: (d / "participants.tsv").unlink(), [], "no participants.tsv"),
     "no column": (lambda d: edit_table(d, "ventricles_ml", "vol"), [], "no column ventricles_ml"),
     "sex coded strangely": (lambda d: edit_table(d, "\tF\t", "\t2\t"), [], "sex is '2'"),
-    "another grid": (lambda d: None, ["--config.data.spacing_mm=1"], "does not fit the training grid 160x224x160"),
+    "another grid": (
+        lambda d: None,
+        ["--config.data.spacing_mm=1"],
+        "does not fit the training grid 160x224x160",
+    ),
     "another shape": (lambda d: spoil(d, lambda a: a[:-2]), [], "38x56x40.* does not fit"),
     "NaN voxels": (lambda d: spoil(d, with_nan), [], "1 voxels are NaN"),
     "4D file": (lambda d: spoil(d, lambda a: np.stack([a, a], -1)), [], "4 dimensions"),
@@ -164,7 +183,11 @@ GENERATE_MISTAKES = {
     "no number": (lambda m: None, ["--brain-ml", "big"], "not a number"),
     "none wanted": (lambda m: None, ["--n", "0"], "at least 1"),
     "no table": (lambda m: None, ["--participants", "nowhere.tsv"], "nowhere.tsv: no such"),
-    "table and conditions": (lambda m: None, ["--participants", "x.tsv", "--age", "50"], "exclude each other"),
+    "table and conditions": (
+        lambda m: None,
+        ["--participants", "x.tsv", "--age", "50"],
+        "exclude each other",
+    ),
     "changed weights": (lambda m: corrupt(m / "unet.safetensors"), [], "SHA-256"),
     "not a model": (lambda m: (m / "SHA256SUMS").unlink(), [], "no readable SHA256SUMS"),
     "no model": (lambda m: shutil.rmtree(m), [], "no such folder"),
@@ -210,20 +233,23 @@ def test_nothing_is_overwritten(verb, demo_run, model, data, tmp_path, capsys):
     assert (out / "thesis.txt").read_text() == "years"
 
 
-def test_datasets_on_different_grids(demo_run, tmp_path, capsys):
+def test_real_scans_coarser_than_the_generated_ones(demo_run, tmp_path, capsys):
     from brainldm.data.population import write_population
 
-    write_population(tmp_path / "fine", 1, 2)
+    write_population(tmp_path / "fine", 2, 2)
     check_refusal(
-        capsys, ["evaluate", str(demo_run / "synthetic"), str(tmp_path / "fine"), str(tmp_path / "out")], "grid"
+        capsys, ["evaluate", str(tmp_path / "fine"), str(demo_run / "held_out"), str(tmp_path / "out")], "one grid"
     )
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_autoencoder_is_not_exported(demo_run, tmp_path, capsys):
     other = shutil.copytree(demo_run / "autoencoder", tmp_path / "ae")
     shutil.rmtree(other / "checkpoints/24")
     check_refusal(
-        capsys, ["export", str(other), str(demo_run / "diffusion"), str(tmp_path / "model")], "another autoencoder"
+        capsys,
+        ["export", str(other), str(demo_run / "diffusion"), str(tmp_path / "model")],
+        "another autoencoder",
     )
 
 
@@ -235,9 +261,15 @@ def test_population_writes_a_dataset(tmp_path, capsys):
 
 
 def test_evaluate_prints_json(demo_run, tmp_path, capsys):
-    code = main([
-        "evaluate", str(demo_run / "synthetic"), str(demo_run / "held_out"), str(tmp_path / "report"), "--json"
-    ])
+    code = main(
+        [
+            "evaluate",
+            str(demo_run / "synthetic"),
+            str(demo_run / "held_out"),
+            str(tmp_path / "report"),
+            "--json",
+        ]
+    )
     assert code == 0
     figures = json.loads(capsys.readouterr().out)
     assert (tmp_path / "report/report.json").exists() and figures

@@ -14,7 +14,13 @@ from brainldm.demo import TINY
 
 def test_the_demo_leaves_every_piece_of_the_road(demo_run):
     assert {p.name for p in demo_run.iterdir()} == {
-        "population", "held_out", "autoencoder", "diffusion", "model", "synthetic", "report",
+        "population",
+        "held_out",
+        "autoencoder",
+        "diffusion",
+        "model",
+        "synthetic",
+        "report",
     }
     assert len(bids.read_dataset(demo_run / "population", Covariates())) == TINY.people
 

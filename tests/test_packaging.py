@@ -334,9 +334,7 @@ def test_script_refuses_an_unusable_python_with_one_clear_line(script, tmp_path)
         "BRAINLDM_VENV": str(tmp_path / "venv"),
         "PYTHON": str(tmp_path / "no-such-python"),
     }
-    done = subprocess.run(
-        [ROOT / script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([ROOT / script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == f"error: PYTHON={tmp_path}/no-such-python is not a working Python >= 3.11.\n"
     assert list(tmp_path.iterdir()) == []

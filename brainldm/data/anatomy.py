@@ -121,9 +121,7 @@ class Anatomy:
     def at_points(self, nodes: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """Node fields [F, *NODES] at the sample points of `blocks`, [F, N] (trilinear)."""
         i, j, k = np.unravel_index(blocks, [n - 1 for n in NODES])
-        corners = np.stack(
-            [nodes[:, i + (c >> 2 & 1), j + (c >> 1 & 1), k + (c & 1)] for c in range(8)], axis=1
-        )
+        corners = np.stack([nodes[:, i + (c >> 2 & 1), j + (c >> 1 & 1), k + (c & 1)] for c in range(8)], axis=1)
         # no BLAS: its sums depend on the number of threads, and the files should not
         return np.einsum("pc,fcb->fpb", self._corner_weights, corners).reshape(len(nodes), -1)
 
@@ -134,9 +132,7 @@ class Anatomy:
         count = [n - 1 for n in NODES]
         image = np.zeros((r**3, int(np.prod(count))), np.float32)
         image[:, blocks] = means
-        return np.ascontiguousarray(
-            image.reshape(r, r, r, *count).transpose(3, 0, 4, 1, 5, 2).reshape(self.grid.shape)
-        )
+        return np.ascontiguousarray(image.reshape(r, r, r, *count).transpose(3, 0, 4, 1, 5, 2).reshape(self.grid.shape))
 
     def deform(self, shape: Shape, ventricles_ml: float, brain_ml: float) -> Tissues:
         """The tissues of a person with these volumes.

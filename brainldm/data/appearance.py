@@ -35,9 +35,7 @@ def draw_image(rng: np.random.Generator, anatomy: Anatomy, tissues: Tissues, age
     burden = max(0.0, 0.05 + 0.055 * (age - REFERENCE_AGE) / 10) * np.exp(rng.normal(0, 0.3))
     gain = rng.normal(1, 0.015)
     noise = rng.uniform(0.01, 0.025)
-    texture, fold, patches, bias = anatomy.at_points(
-        np.concatenate([texture, fold, patches, bias]), tissues.blocks
-    )
+    texture, fold, patches, bias = anatomy.at_points(np.concatenate([texture, fold, patches, bias]), tissues.blocks)
     grey_share = 1 - tissues.white
     intensity = grey + (white - grey) * tissues.white + 0.9 * tissues.residual + texture + fold * grey_share
     intensity -= np.float32(burden) * tissues.rim * np.clip(1 + patches, 0, 2)

@@ -49,7 +49,9 @@ def read_participants(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such folder or table. Give the root of a BIDS dataset (it holds participants.tsv).")
+        raise UserError(
+            f"{path}: no such folder or table. Give the root of a BIDS dataset (it holds participants.tsv)."
+        )
     if path.is_dir():
         path = path / "participants.tsv"
     try:

@@ -78,10 +78,18 @@ class Covariate:
 SEX = Covariate("sex", "", "biological sex; F is coded 0, M is coded 1", levels=("F", "M"))
 AGE = Covariate("age", "years", "age at scan", 44.0, 82.0)
 VENTRICLES = Covariate(
-    "ventricles_ml", "mL", "volume of the ventricular cerebrospinal fluid (as UK Biobank field 25004)", 6.99568, 171.375
+    "ventricles_ml",
+    "mL",
+    "volume of the ventricular cerebrospinal fluid (as UK Biobank field 25004)",
+    6.99568,
+    171.375,
 )
 BRAIN = Covariate(
-    "brain_ml", "mL", "grey and white matter, normalised for head size (as UK Biobank field 25009)", 1144.24, 1793.91
+    "brain_ml",
+    "mL",
+    "grey and white matter, normalised for head size (as UK Biobank field 25009)",
+    1144.24,
+    1793.91,
 )
 
 
@@ -142,7 +150,8 @@ class Covariates:
                 raise UserError(f"config.covariates.ranges: {name} cannot have the range {low:g} to {high:g}.")
         items = [
             dataclasses.replace(item, low=float(ranges[item.name][0]), high=float(ranges[item.name][1]))
-            if item.name in ranges else item
+            if item.name in ranges
+            else item
             for item in self.items
         ]
         return Covariates(tuple(items))
@@ -154,9 +163,9 @@ class Covariates:
     @classmethod
     def from_json(cls, items: Sequence[Mapping[str, Any]]) -> Covariates:
         """The reverse of `to_json`."""
-        return cls(tuple(
-            Covariate(**{**item, "levels": tuple(item["levels"]) if item["levels"] else None}) for item in items
-        ))
+        return cls(
+            tuple(Covariate(**{**item, "levels": tuple(item["levels"]) if item["levels"] else None}) for item in items)
+        )
 
     def column_descriptions(self) -> dict[str, dict[str, Any]]:
         """What participants.json says of each column (BIDS)."""

@@ -55,9 +55,7 @@ def sample(values: np.ndarray, shape: tuple[int, int, int], points: np.ndarray) 
     return result
 
 
-def random_field(
-    rng: np.random.Generator, shape: tuple[int, ...], sigma: float, channels: int = 1
-) -> np.ndarray:
+def random_field(rng: np.random.Generator, shape: tuple[int, ...], sigma: float, channels: int = 1) -> np.ndarray:
     """White noise smoothed by a Gaussian of `sigma` voxels, scaled to sd 1: [channels, *shape] float32."""
     noise = rng.standard_normal((channels, *shape), dtype=np.float32)
     smooth = ndimage.gaussian_filter(noise, (0, *[sigma] * len(shape)), mode="reflect", truncate=3.0)
@@ -193,9 +191,7 @@ def _outward_velocity(labels: np.ndarray, reach_mm: float) -> np.ndarray:
     return np.stack([ndimage.gaussian_filter(part, 0.5) for part in velocity]).astype(np.float32)
 
 
-def _integrate(
-    velocity: np.ndarray, shape: tuple[int, int, int], points: np.ndarray, time: float
-) -> np.ndarray:
+def _integrate(velocity: np.ndarray, shape: tuple[int, int, int], points: np.ndarray, time: float) -> np.ndarray:
     """Follow `velocity` [M, 3] (mm per unit of time, 2 mm voxels) backwards from `points` for `time`."""
     steps = max(1, int(np.ceil(abs(time) / 1.5)))
     step = np.float32(time / steps / 2)

@@ -107,7 +107,9 @@ def _strip(title: str, columns: list[Image.Image]) -> Image.Image:
     head = 26 if title else 0
     width = sum(c.width for c in columns) + _GAP * (len(columns) - 1)
     strip = Image.new(
-        "RGB", (max(width, int(_font(17).getlength(title)) + 2), head + max(c.height for c in columns)), _BACKGROUND
+        "RGB",
+        (max(width, int(_font(17).getlength(title)) + 2), head + max(c.height for c in columns)),
+        _BACKGROUND,
     )
     if title:
         ImageDraw.Draw(strip).text((0, 2), title, fill=_INK, font=_font(17))

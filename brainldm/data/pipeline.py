@@ -60,9 +60,7 @@ class VolumeSource:
     `cache_gib` bounds what is kept; the elements do not depend on it.
     """
 
-    def __init__(
-        self, records: Sequence[Record], conditions: np.ndarray, grid: Grid, scaling: str, cache_gib: float
-    ):
+    def __init__(self, records: Sequence[Record], conditions: np.ndarray, grid: Grid, scaling: str, cache_gib: float):
         self._records, self.conditions = list(records), np.asarray(conditions, np.float32)
         self._grid, self._scaling = grid, scaling
         self._cache: dict[int, np.ndarray] = {}
@@ -83,7 +81,6 @@ class VolumeSource:
                 if len(self._cache) < self._capacity:
                     self._cache[index] = image
         return {"image": image[..., None], "condition": self.conditions[index], "index": np.int32(index)}
-
 
     def preload(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Read what fits into memory now, so that a scan that cannot be read is found before a run begins."""
@@ -107,7 +104,9 @@ class LatentSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
-            "latent": self.latents[index], "condition": self.conditions[index], "index": np.int32(index),
+            "latent": self.latents[index],
+            "condition": self.conditions[index],
+            "index": np.int32(index),
         }
 
 

@@ -49,9 +49,7 @@ def guided(denoise_with_drop: DenoiseWithDrop, scale: float | jax.Array) -> Deno
         batch = x.shape[0]
         t = jnp.broadcast_to(t, (batch,))
         drop = jnp.tile(jnp.array([False, True]), batch)
-        output = denoise_with_drop(jnp.repeat(x, 2, axis=0), jnp.repeat(t, 2, axis=0), drop).astype(
-            jnp.float32
-        )
+        output = denoise_with_drop(jnp.repeat(x, 2, axis=0), jnp.repeat(t, 2, axis=0), drop).astype(jnp.float32)
         pairs = output.reshape(batch, 2, *output.shape[1:])
         conditional, unconditional = pairs[:, 0], pairs[:, 1]
         excess = jnp.asarray(scale, jnp.float32) - 1.0

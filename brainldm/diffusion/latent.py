@@ -40,7 +40,9 @@ def sample_latents(
     return ddim(denoise, schedule, noise, keys, num_steps=num_steps, eta=eta, prediction=prediction)
 
 
-def decode_latents(autoencoder: nn.Module, params: Any, latents: jax.Array, latent_scale: float | jax.Array) -> jax.Array:
+def decode_latents(
+    autoencoder: nn.Module, params: Any, latents: jax.Array, latent_scale: float | jax.Array
+) -> jax.Array:
     """Images [B, D, H, W] in [0, 1] of scaled latents. One at a time, so that memory does not grow with B."""
 
     def decode(latent):

@@ -104,9 +104,7 @@ def ddpm_step(
     return mean + jnp.sqrt(_posterior_variance(schedule, t, t_prev, x.ndim)) * noise
 
 
-def _run(
-    denoise: Denoise, schedule: Schedule, x_T: jax.Array, keys: jax.Array, num_steps: int, step
-) -> jax.Array:
+def _run(denoise: Denoise, schedule: Schedule, x_T: jax.Array, keys: jax.Array, num_steps: int, step) -> jax.Array:
     """Scans `step(output, x, t, t_prev, noise)` over the time steps of a chain of `num_steps`."""
     timesteps = ddim_timesteps(schedule.num_train_steps, num_steps)
     batch, sample_shape = x_T.shape[0], x_T.shape[1:]
@@ -164,6 +162,4 @@ def ddpm(
     def step(output, x, t, t_prev, noise):
         return ddpm_step(schedule, prediction, output, x, t, t_prev, noise)
 
-    return _run(
-        denoise, schedule, x_T, keys, schedule.num_train_steps if num_steps is None else num_steps, step
-    )
+    return _run(denoise, schedule, x_T, keys, schedule.num_train_steps if num_steps is None else num_steps, step)

@@ -78,9 +78,7 @@ def _columns(pairs: list[tuple[dict, dict]], name: str) -> tuple[np.ndarray, np.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spacing", type=int, nargs="+", choices=(1, 2, 4), default=[2, 4])
     parser.add_argument("--n", type=int, help="people to fit on (60, 120, 240 at 1, 2, 4 mm)")
     parser.add_argument("--seed", type=int, default=101)

@@ -92,9 +92,7 @@ def render(figures: dict[str, Any], scans: dict, measured: dict, reconstructions
                 ),
             )
         )
-    parts.append(
-        _section("Requested against measured", _scatters(scans, measured) + _agreement_table(figures))
-    )
+    parts.append(_section("Requested against measured", _scatters(scans, measured) + _agreement_table(figures)))
     parts.append(_section("Variety", _variety(figures)))
     parts.append(_section("Method and limits", _method(figures)))
     body = "\n".join(parts)
@@ -164,10 +162,7 @@ def _cards(figures: dict[str, Any]) -> str:
 
 
 def _card(title: str, figure: str, note: str) -> str:
-    return (
-        f'<div class="card"><h3>{title}</h3><div class="figure">{figure}</div>'
-        f'<div class="small">{note}</div></div>'
-    )
+    return f'<div class="card"><h3>{title}</h3><div class="figure">{figure}</div><div class="small">{note}</div></div>'
 
 
 def _section(title: str, content: str) -> str:
@@ -290,9 +285,7 @@ def _method(figures: dict[str, Any]) -> str:
     for which, words in (("synthetic", "generated"), ("real", "real")):
         if lost[which]:
             listed = "; ".join(html.escape(f"{item['id']}: {item['reason']}") for item in lost[which][:10])
-            text += (
-                f"<p><strong>Not measured</strong> among {words} images: {len(lost[which])} ({listed}).</p>"
-            )
+            text += f"<p><strong>Not measured</strong> among {words} images: {len(lost[which])} ({listed}).</p>"
     return text
 
 

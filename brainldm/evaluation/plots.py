@@ -34,9 +34,7 @@ def scatter(
     margin = 0.05 * max(high - low, 1e-6)
     limits = (low - margin, high + margin)
     axes.plot(limits, limits, "--", color=FAINT, linewidth=1, label="identity")
-    axes.scatter(
-        *people, s=22, facecolors="none", edgecolors=PEOPLE, linewidths=1, label=_counted("real", people)
-    )
+    axes.scatter(*people, s=22, facecolors="none", edgecolors=PEOPLE, linewidths=1, label=_counted("real", people))
     axes.scatter(*made, s=20, color=MADE, alpha=0.8, linewidths=0, label=_counted("generated", made))
     axes.set(
         xlim=limits,
@@ -89,18 +87,14 @@ def swept(sweep: tuple, figures: dict) -> Image.Image:
         f"asked {_short(value)}" + ("" if m is None else f", measured {m:.0f}")
         for value, m in zip(values, found, strict=True)
     ]
-    title = (
-        f"{name} from {_short(values[0])} to {_short(values[-1])}, every other condition and the noise fixed"
-    )
+    title = f"{name} from {_short(values[0])} to {_short(values[-1])}, every other condition and the noise fixed"
     return mosaic([(title, volumes)], [texts], columns=max(len(values), 1))
 
 
 def caption(record: Record, found: Measurement) -> str:
     """Such as "70 y F, 40 mL, got 38": what the dataset says, and the ventricles measured."""
     said = record.covariates
-    who = " ".join(
-        part for part in (f"{said['age']:.0f} y" if "age" in said else "", said.get("sex", "")) if part
-    )
+    who = " ".join(part for part in (f"{said['age']:.0f} y" if "age" in said else "", said.get("sex", "")) if part)
     parts = [who] if who else []
     if "ventricles_ml" in said:
         got = f"{found.ventricles_ml:.0f}" if np.isfinite(found.ventricles_ml) else "no brain"
@@ -122,9 +116,7 @@ def nearest(wanted: Sequence[Record], among: Sequence[Record]) -> list[int]:
 
     Distances are in standard deviations of each condition; another sex counts as two.
     """
-    names = [
-        n for n in ("age", "ventricles_ml", "brain_ml") if all(n in r.covariates for r in (*wanted, *among))
-    ]
+    names = [n for n in ("age", "ventricles_ml", "brain_ml") if all(n in r.covariates for r in (*wanted, *among))]
     table = np.array([[r.covariates[n] for n in names] for r in among], float).reshape(len(among), len(names))
     scale = np.maximum(table.std(0), 1e-6)
     free, chosen = list(range(len(among))), []

@@ -76,9 +76,7 @@ def evaluate(
         "stand_in": is_stand_in(synthetic) or is_stand_in(real),
         "agreement": {
             name: {
-                which: agreement(
-                    scans[which].values(name), _column(measured[which], name), seed=seed
-                ).to_dict()
+                which: agreement(scans[which].values(name), _column(measured[which], name), seed=seed).to_dict()
                 for which in scans
             }
             for name in MEASURED
@@ -91,9 +89,7 @@ def evaluate(
             ]
             for which in scans
         },
-        "ms_ssim": {
-            which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans
-        },
+        "ms_ssim": {which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans},
         "reconstruction": _reconstruction_figures(reconstructions),
         "sweep": _sweep_figures(sweep, grid),
     }
@@ -103,6 +99,22 @@ def evaluate(
     write_atomically(out / "report.html", page.encode())
     write_json(out / "report.json", figures)
     return figures
+
+
+def headline_lines(figures: dict[str, Any]) -> list[str]:
+    """The three figures that matter: both volumes requested against measured, and how alike brains are."""
+    lines = []
+    for name in MEASURED:
+        found = figures["agreement"][name]["synthetic"]
+        lines.append(
+            f"{TITLES[name]}, requested against measured: r = {_number(found['r']['value'])} (n = {found['n']})"
+        )
+    among = figures["ms_ssim"]
+    lines.append(
+        f"MS-SSIM among generated brains: {_number(among['synthetic']['mean'])}, "
+        f"among real ones: {_number(among['real']['mean'])}"
+    )
+    return lines
 
 
 def summary_lines(figures: dict[str, Any]) -> list[str]:
@@ -127,9 +139,7 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         )
     found = figures["reconstruction"]
     if found:
-        lines.append(
-            f"Reconstructions: MS-SSIM to the original {_number(found['ms_ssim'])} (n = {found['n']})"
-        )
+        lines.append(f"Reconstructions: MS-SSIM to the original {_number(found['ms_ssim'])} (n = {found['n']})")
     if figures["stand_in"]:
         lines.append("These data are the embedded population or come from it: a stand-in, not people.")
     return lines
@@ -171,9 +181,7 @@ def _reconstruction_figures(pairs: Sequence[tuple[np.ndarray, np.ndarray]] | Non
         return None
     return {
         "ms_ssim": float(np.mean([ms_ssim(a, b) for a, b in pairs])),
-        "mean_absolute_difference": float(
-            np.mean([np.abs(np.asarray(a) - np.asarray(b)).mean() for a, b in pairs])
-        ),
+        "mean_absolute_difference": float(np.mean([np.abs(np.asarray(a) - np.asarray(b)).mean() for a, b in pairs])),
         "n": len(pairs),
         "scales": scales_for(np.asarray(pairs[0][0]).shape[:3]),
     }

@@ -148,9 +148,7 @@ def _smooth(stack, kernel_size):
     taps = taps / taps.sum()
     for axis in (1, 2, 3):
         length = stack.shape[axis] - kernel_size + 1
-        stack = sum(
-            float(tap) * jax.lax.slice_in_dim(stack, i, i + length, axis=axis) for i, tap in enumerate(taps)
-        )
+        stack = sum(float(tap) * jax.lax.slice_in_dim(stack, i, i + length, axis=axis) for i, tap in enumerate(taps))
     return stack
 
 

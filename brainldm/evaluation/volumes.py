@@ -111,9 +111,7 @@ def measure_raw(image: np.ndarray, grid: Grid) -> Measurement:
     image = image[..., 0] if image.ndim == 4 and image.shape[-1] == 1 else image
     spacing = spacing_of(grid)
     if image.ndim != 3 or image.shape != tuple(grid.shape):
-        raise ValueError(
-            f"an image of shape {image.shape} does not lie on a grid of shape {tuple(grid.shape)}"
-        )
+        raise ValueError(f"an image of shape {image.shape} does not lie on a grid of shape {tuple(grid.shape)}")
     voxel_ml = grid.voxel_ml
     if not np.isfinite(image).all():
         return _nothing("the image holds NaN or infinite voxels")
@@ -127,9 +125,7 @@ def measure_raw(image: np.ndarray, grid: Grid) -> Measurement:
     tissue_fraction = _tissue_fraction(inside[head])
     csf = np.clip((_VENTRICLE_WALL - inside) / (_VENTRICLE_WALL - _CSF), 0, 1) * head
     return Measurement(
-        ventricles_ml=_ventricles_ml(
-            csf, _corridor(head, spacing), spacing, voxel_ml, _reference().icv_ml / icv_ml
-        ),
+        ventricles_ml=_ventricles_ml(csf, _corridor(head, spacing), spacing, voxel_ml, _reference().icv_ml / icv_ml),
         brain_ml=tissue_fraction * _reference().icv_ml,
         icv_ml=icv_ml,
     )
@@ -177,9 +173,7 @@ def _tissue_fraction(values: np.ndarray) -> float:
     for _ in range(20):
         nearest = np.abs(centres[:, None] - levels).argmin(1)
         weight = np.bincount(nearest, counts, 3)
-        levels = np.where(
-            weight > 0, np.bincount(nearest, counts * centres, 3) / np.maximum(weight, 1), levels
-        )
+        levels = np.where(weight > 0, np.bincount(nearest, counts * centres, 3) / np.maximum(weight, 1), levels)
     span = max(_ALL_TISSUE * (levels[1] - levels[0]), 1e-3)
     return float(np.clip((values - levels[0]) / span, 0, 1).mean(dtype=np.float64))
 
@@ -208,9 +202,7 @@ def _reference() -> _Reference:
     core = template.ventricles > 0.5
     csf = np.clip(template.mask - template.gm - template.wm, 0, 1)
     other = (csf > 0.45) & ~ndimage.binary_dilation(core, iterations=2)
-    fine = [
-        (ndimage.distance_transform_edt(a) * 2).astype(np.float32) for a in (~core, ~other, template.mask)
-    ]
+    fine = [(ndimage.distance_transform_edt(a) * 2).astype(np.float32) for a in (~core, ~other, template.mask)]
     coarse_head = block_average(template.mask.astype(np.float32), 2) > 0.5
     return _Reference(
         template.icv_ml,
@@ -237,14 +229,11 @@ def _corridor(head: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray, n
     offset[2] = reference.high[2] - high[2] * scale[2]
     maps = (reference.to_ventricles, reference.to_other_csf, reference.to_surface)
     return tuple(
-        ndimage.affine_transform(m, scale, offset, output_shape=head.shape, order=1, mode="nearest")
-        for m in maps
+        ndimage.affine_transform(m, scale, offset, output_shape=head.shape, order=1, mode="nearest") for m in maps
     )
 
 
-def _ventricles_ml(
-    csf: np.ndarray, corridor: tuple, spacing: int, voxel_ml: float, to_template_size: float
-) -> float:
+def _ventricles_ml(csf: np.ndarray, corridor: tuple, spacing: int, voxel_ml: float, to_template_size: float) -> float:
     """Sum of the CSF fractions of the pool connected with the core, in a corridor as wide as it needs."""
     near, other, depth = corridor
     smooth = ndimage.gaussian_filter(csf, _SMOOTHING_MM / spacing) if spacing < 4 else csf

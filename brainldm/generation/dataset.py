@@ -13,7 +13,13 @@ import numpy as np
 
 from brainldm import __version__
 from brainldm.console import Counter
-from brainldm.data.bids import image_path, read_participants, require_new_folder, write_dataset_files, write_json
+from brainldm.data.bids import (
+    image_path,
+    read_participants,
+    require_new_folder,
+    write_dataset_files,
+    write_json,
+)
 from brainldm.data.covariates import Covariates
 from brainldm.data.volumes import write_volume
 from brainldm.errors import UserError
@@ -105,7 +111,11 @@ def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, 
 
 
 def generate(
-    model: Model, out: str | Path, rows: Sequence[Mapping[str, float | str]], settings: Settings, note: str = ""
+    model: Model,
+    out: str | Path,
+    rows: Sequence[Mapping[str, float | str]],
+    settings: Settings,
+    note: str = "",
 ) -> None:
     """Draw one brain per row of conditions and write them as a BIDS dataset in `out`.
 
@@ -116,14 +126,20 @@ def generate(
     flags = check_conditions(rows, spec.covariates, settings.extrapolate)
     out = require_new_folder(out)
     sample = make_sampler(
-        model, batch_size=settings.batch_size, num_steps=settings.num_steps, eta=settings.eta,
+        model,
+        batch_size=settings.batch_size,
+        num_steps=settings.num_steps,
+        eta=settings.eta,
         guidance=settings.guidance,
     )
     codes = spec.covariates.encode(rows)
     width = max(4, len(str(len(rows))))
     ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
     sampler = {
-        "Sampler": "DDIM", "Steps": settings.num_steps, "Eta": settings.eta, "Guidance": settings.guidance,
+        "Sampler": "DDIM",
+        "Steps": settings.num_steps,
+        "Eta": settings.eta,
+        "Guidance": settings.guidance,
         "Seed": settings.seed,
     }
     manifest = []
@@ -137,15 +153,30 @@ def generate(
                 content = write_volume(
                     path, volume, spec.grid.affine, f"{MARK} brainldm {__version__} {model.sha256[:12]}"
                 )
-                write_json(path.with_name(path.name.replace(".nii.gz", ".json")), {
-                    "Synthetic": True, "Modality": "MR", "Conditions": dict(rows[index]),
-                    "Extrapolated": flags[index], **sampler, "Index": int(index), "ModelSHA256": model.sha256,
-                })
-                manifest.append({
-                    "id": ids[index], "index": int(index), "seed": settings.seed, "conditions": dict(rows[index]),
-                    "file": str(path.relative_to(out)), "bytes": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(), "model_sha256": model.sha256,
-                })
+                write_json(
+                    path.with_name(path.name.replace(".nii.gz", ".json")),
+                    {
+                        "Synthetic": True,
+                        "Modality": "MR",
+                        "Conditions": dict(rows[index]),
+                        "Extrapolated": flags[index],
+                        **sampler,
+                        "Index": int(index),
+                        "ModelSHA256": model.sha256,
+                    },
+                )
+                manifest.append(
+                    {
+                        "id": ids[index],
+                        "index": int(index),
+                        "seed": settings.seed,
+                        "conditions": dict(rows[index]),
+                        "file": str(path.relative_to(out)),
+                        "bytes": len(content),
+                        "sha256": hashlib.sha256(content).hexdigest(),
+                        "model_sha256": model.sha256,
+                    }
+                )
                 progress(len(manifest))
     columns = spec.covariates.column_descriptions()
     for entry in columns.values():
@@ -155,18 +186,27 @@ def generate(
         "Levels": {"true": "outside", "false": "inside"},
     }
     write_dataset_files(
-        out, name="Synthetic T1w brains",
+        out,
+        name="Synthetic T1w brains",
         rows=[
             {"participant_id": i, **row, "extrapolated": str(flag).lower()}
             for i, row, flag in zip(ids, rows, flags, strict=True)
         ],
         columns=columns,
         generated_by={
-            "Name": "brainldm", "Version": __version__,
+            "Name": "brainldm",
+            "Version": __version__,
             "Description": f"latent diffusion model {model.sha256}, DDIM with {settings.num_steps} steps",
         },
-        readme=README.format(version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""),
-        extra={"Synthetic": True, "ModelSHA256": model.sha256, "TrainedOn": spec.provenance.get("dataset", "unknown")},
+        readme=README.format(
+            version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""
+        ),
+        extra={
+            "Synthetic": True,
+            "ModelSHA256": model.sha256,
+            "TrainedOn": spec.provenance.get("dataset", "unknown"),
+            "EmbeddedPopulation": bool(spec.provenance.get("embedded_population", False)),
+        },
     )
     lines = "".join(json.dumps(entry) + "\n" for entry in manifest)
     (out / MANIFEST).write_text(lines)

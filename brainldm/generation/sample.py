@@ -23,9 +23,7 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 
-def make_sampler(
-    model: Model, *, batch_size: int, num_steps: int, eta: float = 0.0, guidance: float = 1.0
-) -> Sampler:
+def make_sampler(model: Model, *, batch_size: int, num_steps: int, eta: float = 0.0, guidance: float = 1.0) -> Sampler:
     """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`.
 
     Every call runs the same program on `batch_size` samples, the missing ones being padding: a volume then
@@ -39,8 +37,16 @@ def make_sampler(
     @jax.jit
     def draw(unet_params, autoencoder_params, keys, condition, eta, guidance):
         latents = sample_latents(
-            unet, unet_params, schedule, condition, keys, spec.latent_shape, prediction=spec.prediction,
-            num_steps=num_steps, eta=eta, guidance=None if plain else guidance,
+            unet,
+            unet_params,
+            schedule,
+            condition,
+            keys,
+            spec.latent_shape,
+            prediction=spec.prediction,
+            num_steps=num_steps,
+            eta=eta,
+            guidance=None if plain else guidance,
         )
         return decode_latents(autoencoder, autoencoder_params, latents, spec.latent_scale)
 
@@ -52,8 +58,11 @@ def make_sampler(
         indices = np.pad(np.asarray(indices, np.int32), padding, mode="edge")
         conditions = np.pad(np.asarray(conditions, np.float32), [*padding, (0, 0)], mode="edge")
         volumes = draw(
-            *params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions),
-            jnp.float32(eta), jnp.float32(guidance),
+            *params,
+            sample_keys(seed, jnp.asarray(indices)),
+            jnp.asarray(conditions),
+            jnp.float32(eta),
+            jnp.float32(guidance),
         )
         return np.asarray(volumes)[:count]
 
@@ -61,7 +70,7 @@ def make_sampler(
 
 
 def reconstruct(model: Model, volumes: np.ndarray) -> np.ndarray:
-    """What the autoencoder makes of volumes [N, D, H, W] in [0, 1], through the posterior mean, float32 [N, D, H, W]."""
+    """What the autoencoder makes of volumes [N, D, H, W] in [0, 1], by the posterior mean, float32 [N, D, H, W]."""
     autoencoder = model.spec.make_autoencoder()
 
     @jax.jit
@@ -73,8 +82,13 @@ def reconstruct(model: Model, volumes: np.ndarray) -> np.ndarray:
 
 
 def sweep(
-    sampler: Sampler, covariates: Covariates, name: str, values: Sequence[float], others: Mapping[str, float | str],
-    seed: int, index: int,
+    sampler: Sampler,
+    covariates: Covariates,
+    name: str,
+    values: Sequence[float],
+    others: Mapping[str, float | str],
+    seed: int,
+    index: int,
 ) -> np.ndarray:
     """Volumes [len(values), D, H, W] in which condition `name` takes `values`; noise and all else are the same."""
     codes = covariates.encode([{**others, name: value} for value in values])

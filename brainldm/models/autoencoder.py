@@ -73,9 +73,7 @@ class Encoder(nn.Module):
         index = 1
         for level, width in enumerate(self.channels):
             for _ in range(self.num_res_blocks):
-                x = residual(
-                    width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}"
-                )(x)
+                x = residual(width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}")(x)
                 index += 1
             if level < len(self.channels) - 1:
                 x = Downsample(self.dtype, name=f"blocks_{index}")(x)
@@ -103,16 +101,12 @@ class Decoder(nn.Module):
         index = 1
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
-                x = residual(
-                    width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}"
-                )(x)
+                x = residual(width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}")(x)
                 index += 1
             if level < len(widths) - 1:
                 x = Upsample(self.dtype, name=f"blocks_{index}")(x)
                 index += 1
-        x = GroupNorm(
-            self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name=f"blocks_{index}"
-        )(x)
+        x = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name=f"blocks_{index}")(x)
         # float32: bfloat16 has 8 bits, which would show as steps in the intensities of the image.
         return Conv(self.out_channels, name=f"blocks_{index + 1}")(x)
 
@@ -120,7 +114,8 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """The paper's autoencoder: 160 x 224 x 160 x 1 voxels to 20 x 28 x 20 x 3 latent values and back.
 
-    Initial values: convolutions as PyTorch draws them with zero biases, norms one and zero.
+    Initial values: convolutions as PyTorch draws them with zero biases, norms one and zero; the posterior starts
+    narrow, with a log variance near -6.
 
     Attributes:
         channels: width of each level; every level but the last halves the sides.
@@ -151,7 +146,9 @@ class AutoencoderKL(nn.Module):
         self.encoder = Encoder(out_channels=self.latent_channels, **shared)
         self.decoder = Decoder(out_channels=self.out_channels, **shared)
         self.quant_conv_mu = Conv(self.latent_channels, kernel_size=1)
-        self.quant_conv_log_sigma = Conv(self.latent_channels, kernel_size=1)
+        # A posterior that starts wide (log variance 0) drowns the code in noise and slows the first epochs.
+        narrow = nn.initializers.constant(-6.0)
+        self.quant_conv_log_sigma = Conv(self.latent_channels, kernel_size=1, bias_init=narrow)
         self.post_quant_conv = Conv(self.latent_channels, kernel_size=1)
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -38,9 +38,7 @@ def _by_planes(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple) 
     for offset in range(size):
         planes = lax.slice_in_dim(x, offset, offset + step * (depth_out - 1) + 1, step, axis=1)
         planes = planes.reshape(batch * depth_out, *plane)
-        part = lax.conv_general_dilated(
-            planes, kernel[offset], strides[1:], padding[1:], dimension_numbers=numbers
-        )
+        part = lax.conv_general_dilated(planes, kernel[offset], strides[1:], padding[1:], dimension_numbers=numbers)
         total = part if total is None else total + part
     return total.reshape(batch, depth_out, *total.shape[1:])
 
@@ -86,7 +84,7 @@ class Conv(nn.Module):
     """Convolution with parameters `kernel` `[k, k, k, C_in, features]` and `bias` `[features]`.
 
     The padding defaults to what keeps the size at stride 1. Initial values: the kernel as PyTorch
-    draws it (`torch_uniform`), the bias zero.
+    draws it (`torch_uniform`), the bias zero, unless given.
     """
 
     features: int
@@ -95,6 +93,7 @@ class Conv(nn.Module):
     padding: Padding | None = None
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = torch_uniform
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -105,7 +104,7 @@ class Conv(nn.Module):
         padding = ((side // 2, side // 2),) * 3 if self.padding is None else self.padding
         y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 3, padding)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y
 

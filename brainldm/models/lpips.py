@@ -63,12 +63,9 @@ def load_lpips_squeeze(tensors: Mapping[str, np.ndarray]) -> Params:
 
     return {
         "stem": convolution("features.0"),
-        "fire": {
-            str(i): {part: convolution(f"features.{i}.{part}") for part in FIRE_PARTS} for i in FIRE_MODULES
-        },
+        "fire": {str(i): {part: convolution(f"features.{i}.{part}") for part in FIRE_PARTS} for i in FIRE_MODULES},
         "heads": [
-            np.asarray(tensors[f"lin{i}.model.1.weight"], np.float32).reshape(-1)
-            for i in range(1 + len(READ_AFTER))
+            np.asarray(tensors[f"lin{i}.model.1.weight"], np.float32).reshape(-1) for i in range(1 + len(READ_AFTER))
         ],
     }
 

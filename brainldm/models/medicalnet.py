@@ -78,9 +78,7 @@ def load_medicalnet(tensors: Mapping[str, np.ndarray]) -> tuple[Params, int]:
         blocks = []
         for i in range(count):
             name = f"layer{stage}.{i}"
-            block = {
-                f"conv{k}": convolution(f"{name}.conv{k}", f"{name}.bn{k}") for k in _convolutions(depth)
-            }
+            block = {f"conv{k}": convolution(f"{name}.conv{k}", f"{name}.bn{k}") for k in _convolutions(depth)}
             if f"{name}.downsample.0.weight" in shapes:
                 block["shortcut"] = convolution(f"{name}.downsample.0", f"{name}.downsample.1")
             blocks.append(block)
@@ -95,8 +93,7 @@ def _convolutions(depth: int) -> tuple[int, ...]:
 def _depth(tensors: Mapping[str, Any]) -> int:
     """The depth that the names of the blocks tell; UserError if it is not one that can be read."""
     counts = tuple(
-        len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")})
-        for stage in range(1, 5)
+        len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")}) for stage in range(1, 5)
     )
     bottleneck = "layer1.0.conv3.weight" in tensors
     for depth, blocks in BLOCKS.items():

@@ -52,9 +52,9 @@ class ResnetBlock(nn.Module):
         h = h + Dense(self.features, dtype=self.dtype, name="time_emb_proj")(time)[:, None, None, None]
         h = GroupNorm(**norm, name="norm2")(h)
         if condition is not None:
-            modulation = Dense(
-                2 * self.features, kernel_init=_zeros, dtype=self.dtype, name="condition_proj"
-            )(condition)
+            modulation = Dense(2 * self.features, kernel_init=_zeros, dtype=self.dtype, name="condition_proj")(
+                condition
+            )
             scale, shift = jnp.split(modulation[:, None, None, None], 2, axis=-1)
             h = h * (1 + scale) + shift
         h = Conv(self.features, kernel_init=_zeros, dtype=self.dtype, name="conv2")(nn.silu(h))
@@ -144,9 +144,7 @@ class MiddleBlock(nn.Module):
     def __call__(self, x, time, condition, token):
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
         x = ResnetBlock(x.shape[-1], *common, name="resnet_1")(x, time, condition)
-        attention = SpatialTransformer(
-            self.num_heads, self.transformer_num_layers, *common, name="attention"
-        )
+        attention = SpatialTransformer(self.num_heads, self.transformer_num_layers, *common, name="attention")
         x = attention(x, token)
         return ResnetBlock(x.shape[-1], *common, name="resnet_2")(x, time, condition)
 

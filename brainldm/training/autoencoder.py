@@ -34,9 +34,7 @@ def least_squares(logits: jax.Array, real: bool) -> jax.Array:
     return jnp.mean(jnp.square(logits - 1.0 if real else logits))
 
 
-def build(
-    config: ml_collections.ConfigDict, perceptual: Distance | None
-) -> tuple[Callable, Callable, Callable]:
+def build(config: ml_collections.ConfigDict, perceptual: Distance | None) -> tuple[Callable, Callable, Callable]:
     """The functions of stage one.
 
     Returns
@@ -50,7 +48,12 @@ def build(
     autoencoder = make_autoencoder(config.model)
     discriminator = PatchDiscriminator(**config.discriminator.to_dict(), dtype=jnp.dtype(config.model.dtype))
     shared = {name: config.optimizer[name] for name in ("warmup_steps", "decay", "gradient_clip")}
-    optimizer = make_optimizer(config.optimizer.learning_rate, num_steps=config.num_steps, **shared)
+    optimizer = make_optimizer(
+        config.optimizer.learning_rate,
+        num_steps=config.num_steps,
+        muon_learning_rate=config.optimizer.muon_learning_rate,
+        **shared,
+    )
     discriminator_optimizer = make_optimizer(
         config.optimizer.discriminator_learning_rate, num_steps=config.num_steps, **shared
     )
@@ -92,9 +95,7 @@ def build(
                 distance = feature_matching(fake, real)
             return least_squares(fake[-1], real=True), distance
 
-        adversarial, distance = jax.lax.cond(
-            active, judged, lambda _: (jnp.zeros(()), jnp.zeros(())), reconstruction
-        )
+        adversarial, distance = jax.lax.cond(active, judged, lambda _: (jnp.zeros(()), jnp.zeros(())), reconstruction)
         total = total + weights.adversarial_weight * adversarial
         metrics["adversarial"] = adversarial
         if perceptual is not None:
@@ -138,7 +139,7 @@ def build(
             compute, {"image": batch["image"]}, key, config.accumulation_steps
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
 
         def update_judge(_):
             updates, opt_state = discriminator_optimizer.update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics["loss"],
                 best_mode="min",
                 # A policy, because best_fn with max_to_keep would delete the newest step.
-                preservation_policy=policies.AnyPreservationPolicy([
-                    policies.LatestN(2),
-                    policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1),
-                ]),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(2),
+                        policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1),
+                    ]
+                ),
             ),
         )
 
@@ -42,12 +45,13 @@ class Checkpoints:
         """The newest step saved."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Tree, progress: dict, validation_loss: float) -> None:
+    def save(self, step: int, state: Tree, progress: dict, validation_loss: float | None) -> None:
         """Save `state` and the loop's own JSON `progress` as step `step`."""
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
-            metrics={"loss": validation_loss},
+            # A step that was never validated cannot be the best, and the policy wants a number to compare.
+            metrics={"loss": math.inf if validation_loss is None else validation_loss},
         )
 
     def restore(self, abstract: Tree, step: int | None = None) -> tuple[Tree, dict]:
@@ -61,9 +65,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
             )
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(

@@ -78,6 +78,7 @@ def autoencoder_config() -> ml_collections.ConfigDict:
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 5e-5
+    optimizer.muon_learning_rate = 0.0  # above 0: Muon for the autoencoder's kernels, at this rate
     optimizer.discriminator_learning_rate = 1e-4
     optimizer.warmup_steps = 0
     optimizer.decay = False  # cosine decay to zero at num_steps
@@ -121,6 +122,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 2.5e-5
+    optimizer.muon_learning_rate = 0.0  # above 0: Muon for the kernels, at this rate
     optimizer.warmup_steps = 0
     optimizer.decay = False
     optimizer.weight_decay = 0.01

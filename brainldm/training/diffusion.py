@@ -22,9 +22,7 @@ VALIDATION_TIMES = 8
 """Time steps, spread evenly, at which the validation loss of every sample is taken."""
 
 
-def unet_arguments(
-    model: ml_collections.ConfigDict, latent_channels: int, condition_dim: int
-) -> dict[str, Any]:
+def unet_arguments(model: ml_collections.ConfigDict, latent_channels: int, condition_dim: int) -> dict[str, Any]:
     """Constructor arguments (dtype by name) of the network that a config's `model` describes.
 
     Raises UserError for a null condition that is neither "learned" nor a number.
@@ -38,8 +36,11 @@ def unet_arguments(
                 f"config.model.null_condition is {null!r}; it can be 'learned' or a number such as '-1'."
             ) from None
     return {
-        **model.to_dict(), "null_condition": null, "condition_dim": condition_dim,
-        "in_channels": latent_channels, "out_channels": latent_channels,
+        **model.to_dict(),
+        "null_condition": null,
+        "condition_dim": condition_dim,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
     }
 
 
@@ -64,7 +65,8 @@ def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Calla
         times and with noise that depends on the sample's index alone
     """
     schedule = schedule_of(config)
-    options = {name: config.optimizer[name] for name in ("warmup_steps", "decay", "weight_decay", "gradient_clip")}
+    names = ("warmup_steps", "decay", "weight_decay", "gradient_clip", "muon_learning_rate")
+    options = {name: config.optimizer[name] for name in names}
     optimizer = make_optimizer(config.optimizer.learning_rate, num_steps=config.num_steps, **options)
     prediction = config.loss.prediction
     gamma = config.loss.min_snr_gamma or None
@@ -110,7 +112,7 @@ def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Calla
             ema=ema_update(state.ema, params, state.step, decay),
             opt_state=opt_state,
             latent_scale=state.latent_scale,
-        ), {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+        ), {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
 
     def validation_loss(params: Any, latent_scale: jax.Array, batch: dict) -> jax.Array:
         x0 = batch["latent"] * latent_scale

@@ -66,14 +66,22 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         grid=grid,
         covariates=covariates,
         provenance={
-            "brainldm": __version__, "dataset": name, "scans": facts["scans_training"],
+            "brainldm": __version__,
+            "dataset": name,
+            "scans": facts["scans_training"],
             "embedded_population": bool(dataset.get("EmbeddedPopulation", False)),
-            "autoencoder_steps": steps, "diffusion_steps": int(state.step),
+            "autoencoder_steps": steps,
+            "diffusion_steps": int(state.step),
         },
     )
     card = CARD.format(
-        version=__version__, dataset=name, scans=facts["scans_training"], shape="x".join(map(str, grid.shape)),
-        spacing=spacing, autoencoder_steps=steps, diffusion_steps=int(state.step),
+        version=__version__,
+        dataset=name,
+        scans=facts["scans_training"],
+        shape="x".join(map(str, grid.shape)),
+        spacing=spacing,
+        autoencoder_steps=steps,
+        diffusion_steps=int(state.step),
         conditions="\n".join(
             f"  - {c.name}: {' or '.join(c.levels)}" if c.levels else f"  - {c.name}: {c.low:g} to {c.high:g} {c.unit}"
             for c in covariates

@@ -28,7 +28,15 @@ from brainldm.training.metrics import MetricWriter, plot_progress
 from brainldm.training.stages import Stage, from_json, make_stage
 
 # What may change between the start of a run and its continuation: nothing that a step depends on.
-_FREE_TO_CHANGE = ("every", "num_steps", "data.path", "data.cache_gib", "data.threads", "autoencoder", "sampling")
+_FREE_TO_CHANGE = (
+    "every",
+    "num_steps",
+    "data.path",
+    "data.cache_gib",
+    "data.threads",
+    "autoencoder",
+    "sampling",
+)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
@@ -54,7 +62,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 
 
 def _loop(
-    config: ml_collections.ConfigDict, workdir: Path, mesh: jax.sharding.Mesh, stage: Stage, checkpoints: Checkpoints
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    stage: Stage,
+    checkpoints: Checkpoints,
 ) -> None:
     state, progress = _initial_state(stage, checkpoints, mesh)
     start = int(state.step)
@@ -116,7 +128,10 @@ def _loop(
                     waiting = None
                     checkpoints.save(step, state, progress, progress.get("validation_loss"))
                 loss = progress.get("loss")
-                counter(step, f"{speed.samples_per_second():.1f} samples/s" + (f", loss {loss:.4g}" if loss else ""))
+                counter(
+                    step,
+                    f"{speed.samples_per_second():.1f} samples/s" + (f", loss {loss:.4g}" if loss else ""),
+                )
                 if stop.requested and not last:
                     raise Stopped(
                         f"Stopped at step {step} of {config.num_steps}; the state is saved in {workdir}. The same "
@@ -156,7 +171,8 @@ def _check_same_config(config: ml_collections.ConfigDict, workdir: Path) -> None
     old = _flat(from_json(read_json(workdir / "config.json")).to_dict())
     new = _flat(config.to_dict())
     different = [
-        key for key in sorted(old.keys() | new.keys())
+        key
+        for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not key.startswith(_FREE_TO_CHANGE)
     ]
     if different:
@@ -181,11 +197,20 @@ def _announce(config: ml_collections.ConfigDict, workdir: Path, stage: Stage, st
     parameters = int(parameter_overview.count_parameters(state.params))
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
     device = jax.devices()[0]
-    write_json(workdir / "run.json", {
-        "brainldm": __version__, "versions": versions, "python": platform.python_version(),
-        "command": sys.argv, "device": f"{jax.device_count()} x {device.device_kind}", "platform": device.platform,
-        "parameters": parameters, "resumed_from_step": start, **stage.facts,
-    })
+    write_json(
+        workdir / "run.json",
+        {
+            "brainldm": __version__,
+            "versions": versions,
+            "python": platform.python_version(),
+            "command": sys.argv,
+            "device": f"{jax.device_count()} x {device.device_kind}",
+            "platform": device.platform,
+            "parameters": parameters,
+            "resumed_from_step": start,
+            **stage.facts,
+        },
+    )
     say(
         f"{config.stage}: {parameters:,} parameters, {stage.facts['scans_training']} scans to train on and "
         f"{stage.facts['scans_validation']} held out, {jax.device_count()} x {device.device_kind}, "

@@ -75,7 +75,11 @@ def _sources(config: ml_collections.ConfigDict) -> tuple[list[list[Record]], lis
     sides = list(split(records, config.data.validation_fraction))
     sources = [
         VolumeSource(
-            side, covariates.encode([r.covariates for r in side]), grid, config.data.scaling, config.data.cache_gib
+            side,
+            covariates.encode([r.covariates for r in side]),
+            grid,
+            config.data.scaling,
+            config.data.cache_gib,
         )
         for side in sides
     ]
@@ -127,7 +131,9 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
                 collected[name].extend(np.asarray(value, np.float64)[:real])
         l1, kl = np.mean(collected["l1"]), np.mean(collected["kl"])
         return {
-            "loss": l1 + config.loss.kl_weight * kl, "l1": l1, "kl": kl,
+            "loss": l1 + config.loss.kl_weight * kl,
+            "l1": l1,
+            "kl": kl,
             "psnr": float(np.mean(-10 * np.log10(collected["mse"]))),
         }
 
@@ -135,18 +141,24 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
         batch, real = next(_padded_batches(validation, max(PICTURES, mesh.size)))
         output = np.asarray(reconstruct(state.params, shard_batch(batch["image"], mesh))[0])
         real = min(real, PICTURES)
-        return {"reconstructions": mosaic([
-            ("held-out scans", list(batch["image"][:real, ..., 0])),
-            ("reconstructed", list(np.clip(output[:real, ..., 0], 0, 1))),
-        ])}
+        return {
+            "reconstructions": mosaic(
+                [
+                    ("held-out scans", list(batch["image"][:real, ..., 0])),
+                    ("reconstructed", list(np.clip(output[:real, ..., 0], 0, 1))),
+                ]
+            )
+        }
 
     image = jnp.zeros((1, *shape, 1))
     return Stage(
         init=lambda: init(jax.random.key(config.seed), image),
-        train_step=train_step, frozen=jax.device_put(frozen, replicated(mesh)),
+        train_step=train_step,
+        frozen=jax.device_put(frozen, replicated(mesh)),
         train=batches(train, batch_size=config.batch_size, seed=config.seed),
         names=[record.name for record in train_records],
-        validate=validate_state, pictures=pictures,
+        validate=validate_state,
+        pictures=pictures,
         facts={"scans_training": len(train), "scans_validation": len(validation)},
     )
 
@@ -250,9 +262,7 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     )
     shape = train[0]["latent"].shape
     scale = config.latent_scale or float(1.0 / np.std(train.latents, dtype=np.float64))
-    unet = stage_two.make_unet(
-        stage_two.unet_arguments(config.model, shape[-1], len(covariates_of(config)))
-    )
+    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], len(covariates_of(config))))
     init, train_step, loss = stage_two.build(config, unet)
     loss = jax.jit(loss)
     schedule = stage_two.schedule_of(config)
@@ -264,8 +274,16 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     @jax.jit
     def sample(params, frozen_params, latent_scale, condition, keys):
         latents = sample_latents(
-            unet, params, schedule, condition, keys, shape, prediction=config.loss.prediction,
-            num_steps=sampling.num_steps, eta=sampling.eta, guidance=guidance,
+            unet,
+            params,
+            schedule,
+            condition,
+            keys,
+            shape,
+            prediction=config.loss.prediction,
+            num_steps=sampling.num_steps,
+            eta=sampling.eta,
+            guidance=guidance,
         )
         return decode_latents(autoencoder, frozen_params, latents, latent_scale)
 
@@ -281,19 +299,29 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
         keys = jax.random.split(jax.random.key(config.seed), PICTURES)
         drawn = sample(state.ema, frozen_params, state.latent_scale, jnp.asarray(np.stack(rows)), keys)
         real = np.stack([volumes[1][int(i)]["image"][..., 0] for i in chosen])
-        return {"samples": mosaic([
-            ("held-out scans", list(real)), ("generated with the same conditions", list(np.asarray(drawn))),
-        ])}
+        return {
+            "samples": mosaic(
+                [
+                    ("held-out scans", list(real)),
+                    ("generated with the same conditions", list(np.asarray(drawn))),
+                ]
+            )
+        }
 
     batch = {"latent": jnp.zeros((1, *shape)), "condition": jnp.zeros((1, len(covariates_of(config))))}
     return Stage(
         init=lambda: init(jax.random.key(config.seed), batch, scale),
-        train_step=train_step, frozen=None,
+        train_step=train_step,
+        frozen=None,
         train=batches(train, batch_size=config.batch_size, seed=config.seed),
         names=[record.name for record in train_records],
-        validate=validate_state, pictures=pictures,
+        validate=validate_state,
+        pictures=pictures,
         facts={
-            "scans_training": len(train), "scans_validation": len(validation), "latent_scale": scale,
-            "latent_shape": list(shape), "autoencoder_sha256": params_sha256(frozen_params),
+            "scans_training": len(train),
+            "scans_validation": len(validation),
+            "latent_scale": scale,
+            "latent_shape": list(shape),
+            "autoencoder_sha256": params_sha256(frozen_params),
         },
     )

@@ -17,7 +17,12 @@ from brainldm.data.grids import training_grid
 from brainldm.data.volumes import write_atomically
 from brainldm.errors import UserError
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
-from brainldm.weights.monai import autoencoder_from_monai, autoencoder_to_monai, unet_from_monai, unet_to_monai
+from brainldm.weights.monai import (
+    autoencoder_from_monai,
+    autoencoder_to_monai,
+    unet_from_monai,
+    unet_to_monai,
+)
 from brainldm.weights.torch_file import read_torch_state_dict
 
 CARD = """# Model card
@@ -43,9 +48,14 @@ class Unstated:
     num_head_channels: tuple[int, ...] | None = None  # None: one head
     autoencoder_norm_groups: int = 32
     unet_norm_groups: int = 32
-    schedule: dict[str, Any] = dataclasses.field(default_factory=lambda: {
-        "kind": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205, "num_train_steps": 1000,
-    })
+    schedule: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {
+            "kind": "scaled_linear",
+            "beta_start": 0.0015,
+            "beta_end": 0.0205,
+            "num_train_steps": 1000,
+        }
+    )
 
 
 def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, unstated: Unstated) -> str:
@@ -59,7 +69,9 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
         read_torch_state_dict(autoencoder), norm_num_groups=unstated.autoencoder_norm_groups
     )
     unet_params, unet_arguments = unet_from_monai(
-        read_torch_state_dict(unet), num_head_channels=unstated.num_head_channels, condition_dim=len(covariates),
+        read_torch_state_dict(unet),
+        num_head_channels=unstated.num_head_channels,
+        condition_dim=len(covariates),
         norm_num_groups=unstated.unet_norm_groups,
     )
     if autoencoder_arguments["latent_channels"] != unet_arguments["in_channels"]:

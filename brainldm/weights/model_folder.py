@@ -1,10 +1,10 @@
 """The released form of a model: a folder of JSON and safetensors, never code or pickles.
 
-    model.json                 architectures, schedule, prediction, latent scale, image grid, conditions, provenance
-    autoencoder.safetensors    parameters, names are paths in the parameter tree joined by "/"
-    unet.safetensors
-    SHA256SUMS                 of the three files above and README.md
-    README.md                  model card
+model.json                 architectures, schedule, prediction, latent scale, image grid, conditions, provenance
+autoencoder.safetensors    parameters, names are paths in the parameter tree joined by "/"
+unet.safetensors
+SHA256SUMS                 of the three files above and README.md
+README.md                  model card
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from brainldm.models.unet import DiffusionUNet
 
 FORMAT_VERSION = 1
 AUTOENCODER, UNET, SPEC, CARD, SUMS = (
-    "autoencoder.safetensors", "unet.safetensors", "model.json", "README.md", "SHA256SUMS",
+    "autoencoder.safetensors",
+    "unet.safetensors",
+    "model.json",
+    "README.md",
+    "SHA256SUMS",
 )
 
 
@@ -91,9 +95,13 @@ class ModelSpec:
         """The reverse of `to_json`."""
         grid = Grid(tuple(content["image"]["shape"]), np.asarray(content["image"]["affine"], np.float64))
         return cls(
-            grid=grid, covariates=Covariates.from_json(content["covariates"]),
-            **{field.name: content[field.name] for field in dataclasses.fields(cls)
-               if field.name not in ("grid", "covariates")},
+            grid=grid,
+            covariates=Covariates.from_json(content["covariates"]),
+            **{
+                field.name: content[field.name]
+                for field in dataclasses.fields(cls)
+                if field.name not in ("grid", "covariates")
+            },
         )
 
 
@@ -180,7 +188,8 @@ def autoencoder_shapes(autoencoder: AutoencoderKL, grid: Grid) -> Any:
 def unet_shapes(unet: DiffusionUNet, latent_shape: tuple[int, ...], condition_dim: int) -> Any:
     """The parameter tree of the denoising network as shapes."""
     return jax.eval_shape(
-        unet.init, jax.random.key(0),
+        unet.init,
+        jax.random.key(0),
         jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1, condition_dim), jnp.float32),

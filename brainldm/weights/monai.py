@@ -313,9 +313,7 @@ def unet_to_monai(params: Mapping, leave_out_null_condition: bool = False) -> di
     if any("condition_proj" in path for path in leaves):
         raise UserError("This UNet has adaptive norms, which MONAI's DiffusionModelUNet does not have.")
     if not any("attn2" in path for path in leaves):
-        raise UserError(
-            "This UNet has no cross-attention, without which MONAI's network is built of other blocks."
-        )
+        raise UserError("This UNet has no cross-attention, without which MONAI's network is built of other blocks.")
     return _write(leaves)
 
 

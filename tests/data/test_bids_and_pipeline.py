@@ -21,12 +21,22 @@ def write_dataset(root, count=5, grid=GRID):
         participant = f"sub-{index + 1:02d}"
         data = np.random.default_rng(index).random(grid.shape, dtype=np.float32)
         write_volume(image_path(root, participant), data, grid.affine)
-        rows.append({
-            "participant_id": participant, "sex": "FM"[index % 2], "age": 50 + index, "ventricles_ml": 20 + index,
-            "brain_ml": 1400 + index,
-        })
+        rows.append(
+            {
+                "participant_id": participant,
+                "sex": "FM"[index % 2],
+                "age": 50 + index,
+                "ventricles_ml": 20 + index,
+                "brain_ml": 1400 + index,
+            }
+        )
     bids.write_dataset_files(
-        root, name="test", rows=rows, columns=COVARIATES.column_descriptions(), generated_by={"Name": "test"}, readme="x"
+        root,
+        name="test",
+        rows=rows,
+        columns=COVARIATES.column_descriptions(),
+        generated_by={"Name": "test"},
+        readme="x",
     )
     return root
 
@@ -51,27 +61,28 @@ def test_reading_what_was_written(dataset):
 
 
 def test_sessions_and_spaces_are_found(tmp_path):
-    write_volume(
-        tmp_path / "sub-1/ses-b/anat/sub-1_ses-b_space-MNI_T1w.nii.gz", np.random.rand(4, 4, 4), GRID.affine
-    )
+    write_volume(tmp_path / "sub-1/ses-b/anat/sub-1_ses-b_space-MNI_T1w.nii.gz", np.random.rand(4, 4, 4), GRID.affine)
     (tmp_path / "participants.tsv").write_bytes(
         b"\xef\xbb\xbfparticipant_id\tsession_id\tage\tsex\tventricles_ml\tbrain_ml\r\nsub-1\tses-b\t60\tF\t20\t1400\r\n"
     )
     assert [r.name for r in read_dataset(tmp_path, COVARIATES)] == ["sub-1_ses-b"]
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda r: (r / "participants.tsv").unlink(), "no participants.tsv"),
-    (lambda r: edit_table(r, "brain_ml", "volume"), "no column brain_ml"),
-    (lambda r: edit_table(r, "participant_id", "id"), "no column participant_id"),
-    (lambda r: edit_table(r, "sub-02\tM", "sub-02\t1"), "sub-02: sex is '1'"),
-    (lambda r: edit_table(r, "\t51\t", "\t\t"), "sub-02: age is missing"),
-    (lambda r: edit_table(r, "sub-02", "sub-01"), "sub-01 appear more than once"),
-    (lambda r: edit_table(r, "sub-02", "../../x"), "not a BIDS id"),
-    (lambda r: edit_table(r, "sub-02", "sub-09"), "no T1w image for sub-09"),
-    (lambda r: image_path(r, "sub-02").rename(r / "sub-02/anat/other.nii.gz"), "no T1w image for sub-02"),
-    (lambda r: (r / "participants.tsv").write_bytes(b"\x00\xff\xfe"), "participants.tsv"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda r: (r / "participants.tsv").unlink(), "no participants.tsv"),
+        (lambda r: edit_table(r, "brain_ml", "volume"), "no column brain_ml"),
+        (lambda r: edit_table(r, "participant_id", "id"), "no column participant_id"),
+        (lambda r: edit_table(r, "sub-02\tM", "sub-02\t1"), "sub-02: sex is '1'"),
+        (lambda r: edit_table(r, "\t51\t", "\t\t"), "sub-02: age is missing"),
+        (lambda r: edit_table(r, "sub-02", "sub-01"), "sub-01 appear more than once"),
+        (lambda r: edit_table(r, "sub-02", "../../x"), "not a BIDS id"),
+        (lambda r: edit_table(r, "sub-02", "sub-09"), "no T1w image for sub-09"),
+        (lambda r: image_path(r, "sub-02").rename(r / "sub-02/anat/other.nii.gz"), "no T1w image for sub-02"),
+        (lambda r: (r / "participants.tsv").write_bytes(b"\x00\xff\xfe"), "participants.tsv"),
+    ],
+)
 def test_broken_datasets_are_refused(tmp_path, change, said):
     root = write_dataset(tmp_path / "bids", 2)
     change(root)

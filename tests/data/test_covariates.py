@@ -10,15 +10,22 @@ ROW = {"sex": "M", "age": 63, "ventricles_ml": 30.0, "brain_ml": 1500.0}
 
 
 def test_codes_are_those_of_the_released_model():
-    codes = Covariates().encode([
-        {"sex": "F", "age": 44, "ventricles_ml": 6.99568, "brain_ml": 1144.24},
-        {"sex": "M", "age": 82, "ventricles_ml": 171.375, "brain_ml": 1793.91},
-        {"sex": "M", "age": 70.6, "ventricles_ml": 40.0, "brain_ml": 1400.0},
-    ])
+    codes = Covariates().encode(
+        [
+            {"sex": "F", "age": 44, "ventricles_ml": 6.99568, "brain_ml": 1144.24},
+            {"sex": "M", "age": 82, "ventricles_ml": 171.375, "brain_ml": 1793.91},
+            {"sex": "M", "age": 70.6, "ventricles_ml": 40.0, "brain_ml": 1400.0},
+        ]
+    )
     assert codes.dtype == np.float32
     np.testing.assert_allclose(codes[0], 0, atol=1e-7)
     np.testing.assert_allclose(codes[1], 1, atol=1e-7)
-    expected = [1.0, (70.6 - 44) / 38, (40000 - 6995.68) / (171375.0 - 6995.68), (1400e3 - 1144240) / (1793910 - 1144240)]
+    expected = [
+        1.0,
+        (70.6 - 44) / 38,
+        (40000 - 6995.68) / (171375.0 - 6995.68),
+        (1400e3 - 1144240) / (1793910 - 1144240),
+    ]
     np.testing.assert_allclose(codes[2], expected, rtol=1e-6)
 
 
@@ -34,10 +41,18 @@ def test_words_for_sex(word, sex):
     assert Covariates()["sex"].parse(word, "here") == sex
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("sex", "1", "F or M"), ("sex", "x", "F or M"), ("sex", "", "missing"), ("age", "n/a", "missing"),
-    ("age", "sixty", "years"), ("age", "inf", "years"), ("ventricles_ml", "NaN", "missing"),
-])
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("sex", "1", "F or M"),
+        ("sex", "x", "F or M"),
+        ("sex", "", "missing"),
+        ("age", "n/a", "missing"),
+        ("age", "sixty", "years"),
+        ("age", "inf", "years"),
+        ("ventricles_ml", "NaN", "missing"),
+    ],
+)
 def test_values_that_mean_nothing_are_refused(name, value, said):
     with pytest.raises(UserError, match=f"the table.*{name}.*{said}"):
         Covariates().parse({**ROW, name: value}, "the table")

@@ -84,12 +84,24 @@ def broken(kind, path, image):
         nib.save(nib.Nifti1Image(bad, AFFINE), path)
 
 
-@pytest.mark.parametrize("kind, said", [
-    ("cut off", "damaged"), ("checksum", "damaged"), ("no trailer", "damaged"), ("not gzip", "damaged"),
-    ("not NIfTI", "not a readable NIfTI"), ("folder", "cannot be read"), ("absent", "cannot be read"),
-    ("4D", "4 dimensions"), ("one frame", "4 dimensions"), ("2D", "2 dimensions"), ("NaN", "1 voxels are NaN"),
-    ("inf", "1 voxels are NaN or infinite"), ("constant", "same value"),
-])
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("cut off", "damaged"),
+        ("checksum", "damaged"),
+        ("no trailer", "damaged"),
+        ("not gzip", "damaged"),
+        ("not NIfTI", "not a readable NIfTI"),
+        ("folder", "cannot be read"),
+        ("absent", "cannot be read"),
+        ("4D", "4 dimensions"),
+        ("one frame", "4 dimensions"),
+        ("2D", "2 dimensions"),
+        ("NaN", "1 voxels are NaN"),
+        ("inf", "1 voxels are NaN or infinite"),
+        ("constant", "same value"),
+    ],
+)
 def test_broken_files_are_refused_by_name(tmp_path, image, kind, said):
     path = tmp_path / "scan.nii.gz"
     broken(kind, path, image)

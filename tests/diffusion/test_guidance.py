@@ -56,9 +56,7 @@ def test_scale_one_is_the_conditional_model_and_unguided_does_not_pay_twice():
 
 def test_one_scale_a_sample():
     scales = np.array([0.0, 1.0, 4.0], np.float32)
-    np.testing.assert_allclose(
-        guided(network(), scales)(X, T), expected(expand(scales, X)), rtol=1e-5, atol=2e-6
-    )
+    np.testing.assert_allclose(guided(network(), scales)(X, T), expected(expand(scales, X)), rtol=1e-5, atol=2e-6)
 
 
 def test_scalar_time_is_given_to_every_sample():

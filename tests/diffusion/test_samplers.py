@@ -77,12 +77,8 @@ def test_ddim_agrees_with_the_chain_in_float64(prediction):
 def test_ddim_single_steps():
     x, output, noise = jnp.ones((1, 1)), jnp.full((1, 1), 0.5), jnp.zeros((1, 1))
     np.testing.assert_allclose(to_x0_and_noise(SCHEDULE, "epsilon", output, x, 980)[0], 41.8298759, rtol=3e-6)
-    np.testing.assert_allclose(
-        ddim_step(SCHEDULE, "epsilon", output, x, 980, 960, noise), 1.10978699, rtol=3e-6
-    )
-    np.testing.assert_allclose(
-        ddim_step(SCHEDULE, "epsilon", output, x, 0, -20, noise), 0.98137128, rtol=1e-6
-    )
+    np.testing.assert_allclose(ddim_step(SCHEDULE, "epsilon", output, x, 980, 960, noise), 1.10978699, rtol=3e-6)
+    np.testing.assert_allclose(ddim_step(SCHEDULE, "epsilon", output, x, 0, -20, noise), 0.98137128, rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -165,9 +161,7 @@ def test_one_ancestral_step_draws_from_the_posterior():
     mean = (np.sqrt(ratio) * x_t / (1 - ratio) + np.sqrt(a[s]) * x0 / (1 - a[s])) / precision
     args = (SCHEDULE, "x0", jnp.full((1, 1), x0), jnp.full((1, 1), x_t), t, s)
     np.testing.assert_allclose(ddpm_step(*args, jnp.zeros((1, 1)))[0, 0], mean, rtol=1e-5)
-    np.testing.assert_allclose(
-        ddpm_step(*args, jnp.ones((1, 1)))[0, 0] - mean, np.sqrt(1 / precision), rtol=1e-5
-    )
+    np.testing.assert_allclose(ddpm_step(*args, jnp.ones((1, 1)))[0, 0] - mean, np.sqrt(1 / precision), rtol=1e-5)
 
 
 def test_eta_zero_ignores_the_keys_and_eta_one_does_not():

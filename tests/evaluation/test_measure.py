@@ -28,9 +28,7 @@ def real_scans(shared):
     root = shared / "data" / "oasis_mni_1mm"
     with open(root / "participants.tsv") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    paths = [
-        next((root / row["participant_id"] / row["session_id"] / "anat").glob("*_T1w.nii.gz")) for row in rows
-    ]
+    paths = [next((root / row["participant_id"] / row["session_id"] / "anat").glob("*_T1w.nii.gz")) for row in rows]
     first = read_volume(paths[0]).data / 255
     coarse = [block_average(read_volume(path).data / 255, 2) for path in paths]
     return first, coarse, np.array([float(row["ventricles_ml"]) for row in rows])

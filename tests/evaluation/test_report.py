@@ -90,9 +90,7 @@ def test_refuses_what_cannot_be_compared(datasets, tmp_path):
     made, people = datasets
     bare = tmp_path / "bare"
     shutil.copytree(made, bare)
-    (bare / "participants.tsv").write_text(
-        "participant_id\tage\n" + "".join(f"sub-000{i}\t60\n" for i in range(1, 7))
-    )
+    (bare / "participants.tsv").write_text("participant_id\tage\n" + "".join(f"sub-000{i}\t60\n" for i in range(1, 7)))
     with pytest.raises(UserError, match="neither ventricles_ml nor brain_ml"):
         evaluate(bare, people, tmp_path / "out")
     other = tmp_path / "other"

@@ -56,8 +56,6 @@ def test_pairwise_mean():
     volumes = [rng.random((16, 16, 16), np.float32) for _ in range(3)]
     result = pairwise_ms_ssim(volumes, max_pairs=10)
     values = [ms_ssim(volumes[i], volumes[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    assert result.mean == pytest.approx(np.mean(values)) and result.sd == pytest.approx(
-        np.std(values, ddof=1)
-    )
+    assert result.mean == pytest.approx(np.mean(values)) and result.sd == pytest.approx(np.std(values, ddof=1))
     assert (result.pairs, result.volumes, result.scales) == (3, 3, 2)
     assert np.isnan(pairwise_ms_ssim(volumes[:1]).mean)

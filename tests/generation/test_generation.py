@@ -10,7 +10,12 @@ from brainldm.data.covariates import Covariates
 from brainldm.data.volumes import read_volume
 from brainldm.errors import UserError
 from brainldm.generation.dataset import (
-    MANIFEST, Settings, check_conditions, draw_conditions, generate, read_conditions,
+    MANIFEST,
+    Settings,
+    check_conditions,
+    draw_conditions,
+    generate,
+    read_conditions,
 )
 from brainldm.generation.sample import make_sampler, reconstruct, sample_keys, sweep
 from brainldm.weights.model_folder import load_model
@@ -120,10 +125,15 @@ def test_drawn_conditions_keep_what_was_fixed():
     assert draw_conditions(COVARIATES, 40, 8, {}) != draw_conditions(COVARIATES, 40, 7, {})
 
 
-@pytest.mark.parametrize("fixed, said", [
-    ({"age": "70:60"}, "upside down"), ({"age": "old"}, "not a number"), ({"sex": "3"}, "F or M"),
-    ({"height": "180"}, "no condition 'height'"),
-])
+@pytest.mark.parametrize(
+    "fixed, said",
+    [
+        ({"age": "70:60"}, "upside down"),
+        ({"age": "old"}, "not a number"),
+        ({"sex": "3"}, "F or M"),
+        ({"height": "180"}, "no condition 'height'"),
+    ],
+)
 def test_conditions_that_mean_nothing_are_refused(fixed, said):
     with pytest.raises(UserError, match=said):
         draw_conditions(COVARIATES, 1, 0, fixed)

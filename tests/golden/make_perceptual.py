@@ -80,9 +80,7 @@ def lpips(network, heads, x, y):
 
 
 def conv3(c_in, c_out, size, stride=1, dilation=1):
-    return nn.Conv3d(
-        c_in, c_out, size, stride=stride, dilation=dilation, padding=dilation * (size // 2), bias=False
-    )
+    return nn.Conv3d(c_in, c_out, size, stride=stride, dilation=dilation, padding=dilation * (size // 2), bias=False)
 
 
 class Block(nn.Module):
@@ -101,9 +99,7 @@ class Block(nn.Module):
         self.bn1, self.bn2 = nn.BatchNorm3d(width), nn.BatchNorm3d(width)
         self.downsample = None
         if stride != 1 or c_in != c_out:
-            self.downsample = nn.Sequential(
-                nn.Conv3d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm3d(c_out)
-            )
+            self.downsample = nn.Sequential(nn.Conv3d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm3d(c_out))
 
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -152,9 +148,7 @@ def main():
         shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if value.ndim}
         named = {name: torch.tensor(draw(name, shape)).double() for name, shape in shapes.items()}
         network.load_state_dict(named, strict=False)
-        x, y = (
-            torch.tensor(images(seed, (2, 40, 33, 48, 1))).double().permute(0, 4, 1, 2, 3) for seed in (1, 2)
-        )
+        x, y = (torch.tensor(images(seed, (2, 40, 33, 48, 1))).double().permute(0, 4, 1, 2, 3) for seed in (1, 2))
         out[f"resnet{depth}_parameters"] = np.array(sum(p.numel() for p in network.parameters()))
         each = torch.stack([(v - v.mean()) / v.std(correction=0) for v in x])
         pooled = network(each).mean((2, 3, 4)).numpy()

@@ -107,6 +107,4 @@ def test_mistakes_are_explained(params):
     with pytest.raises(UserError, match="one-channel"):
         lpips_distance(params, images(1, (1, 20, 30, 3)), images(1, (1, 20, 30, 3)))
     with pytest.raises(UserError, match="share of slices"):
-        lpips_2p5d(
-            params, images(1, (1, 20, 20, 20, 1)), images(1, (1, 20, 20, 20, 1)), jax.random.key(0), 0.0
-        )
+        lpips_2p5d(params, images(1, (1, 20, 20, 20, 1)), images(1, (1, 20, 20, 20, 1)), jax.random.key(0), 0.0)

@@ -43,12 +43,8 @@ def check_against_pytorch(params, depth):
     pooled = np.asarray(pooled_features(params, x))
     assert pooled.shape == (2, {10: 512, 50: 2048}[depth])
     expected = golden[f"resnet{depth}_pooled"]
-    np.testing.assert_allclose(
-        pooled[:, :: pooled.shape[1] // 64], expected, rtol=1e-5, atol=1e-5 * expected.max()
-    )
-    np.testing.assert_allclose(
-        perceptual_distance(params, x, y), golden[f"resnet{depth}_distance"], rtol=1e-5
-    )
+    np.testing.assert_allclose(pooled[:, :: pooled.shape[1] // 64], expected, rtol=1e-5, atol=1e-5 * expected.max())
+    np.testing.assert_allclose(perceptual_distance(params, x, y), golden[f"resnet{depth}_distance"], rtol=1e-5)
 
 
 def test_resnet10_agrees_with_pytorch(resnet10):

@@ -44,7 +44,12 @@ def test_ten_ddim_steps_equal_monais(shared, tmp_path, names):
             # MONAI since 1.6 spaces its steps evenly from T - 1 to 0 and still steps back by T // steps.
             for t in np.linspace(999, 0, 10).round().astype(int):
                 x = ddim_step(
-                    schedule, prediction, output(model.unet, x, t), x, jnp.int32(t), jnp.int32(t - 100),
+                    schedule,
+                    prediction,
+                    output(model.unet, x, t),
+                    x,
+                    jnp.int32(t),
+                    jnp.int32(t - 100),
                     jnp.zeros_like(x),
                 )
             assert relative_error(np.moveaxis(np.asarray(x), -1, 1), numbers[name]) < 1e-4
@@ -75,7 +80,9 @@ def test_networks_that_do_not_fit_each_other_are_refused(shared, tmp_path):
     golden = shared / "golden"
     with pytest.raises(UserError, match="sides that divide by 4"):
         from_monai(
-            golden / "autoencoder.pt", golden / "unet.pt", tmp_path / "a",
+            golden / "autoencoder.pt",
+            golden / "unet.pt",
+            tmp_path / "a",
             Unstated(spacing_mm=4, num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8),
         )
     with pytest.raises(UserError):

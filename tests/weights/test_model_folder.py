@@ -33,7 +33,11 @@ def edit_spec(folder, **changes):
 
 def test_a_model_is_json_and_safetensors_only(folder):
     assert {p.name for p in folder.iterdir()} == {
-        "model.json", "autoencoder.safetensors", "unet.safetensors", "SHA256SUMS", "README.md",
+        "model.json",
+        "autoencoder.safetensors",
+        "unet.safetensors",
+        "SHA256SUMS",
+        "README.md",
     }
 
 
@@ -59,17 +63,20 @@ def flip_bit(folder):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage, said", [
-    (flip_bit, r"unet.safetensors: its SHA-256 is .*changed or damaged"),
-    (lambda f: (f / "model.json").write_text("{}"), r"model.json: its SHA-256"),
-    (lambda f: (f / "unet.safetensors").unlink(), "unet.safetensors: missing"),
-    (lambda f: (f / "SHA256SUMS").unlink(), "no readable SHA256SUMS"),
-    (lambda f: (f / "SHA256SUMS").write_text(""), "model.json: missing"),
-    (lambda f: edit_spec(f, format_version=99), "version 99.*reads 'brainldm-model' version 1"),
-    (lambda f: edit_spec(f, format="other"), "format 'other'"),
-    (lambda f: edit_spec(f, unet={"surprise": 1}), "not a description"),
-    (lambda f: shutil.rmtree(f), "no such folder"),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (flip_bit, r"unet.safetensors: its SHA-256 is .*changed or damaged"),
+        (lambda f: (f / "model.json").write_text("{}"), r"model.json: its SHA-256"),
+        (lambda f: (f / "unet.safetensors").unlink(), "unet.safetensors: missing"),
+        (lambda f: (f / "SHA256SUMS").unlink(), "no readable SHA256SUMS"),
+        (lambda f: (f / "SHA256SUMS").write_text(""), "model.json: missing"),
+        (lambda f: edit_spec(f, format_version=99), "version 99.*reads 'brainldm-model' version 1"),
+        (lambda f: edit_spec(f, format="other"), "format 'other'"),
+        (lambda f: edit_spec(f, unet={"surprise": 1}), "not a description"),
+        (lambda f: shutil.rmtree(f), "no such folder"),
+    ],
+)
 def test_damaged_and_foreign_folders_are_refused(folder, damage, said):
     damage(folder)
     with pytest.raises(UserError, match=said):
