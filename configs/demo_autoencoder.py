@@ -10,7 +10,8 @@ from brainldm.training.config import autoencoder_config
 
 def get_config(arg: str = ""):
     config = autoencoder_config()
-    # The embedded population fills little of the released model's ranges; a condition that hardly moves is hardly learnt.
+    # The embedded population fills little of the released model's ranges, and a code that hardly moves is
+    # hardly learnt.
     config.covariates.ranges.ventricles_ml = (5.0, 65.0)
     config.covariates.ranges.brain_ml = (1300.0, 1700.0)
     config.data.spacing_mm = 4

@@ -1,4 +1,4 @@
-"""One pass of the paper's networks at full size with random weights: encode, DDIM steps, decode. Prints time and memory.
+"""The paper's networks at full size with random weights: encode, DDIM steps, decode; prints time and memory.
 
 .venv/bin/python launch/full_size_pass.py [DDIM STEPS, 2 when not given]
 """
