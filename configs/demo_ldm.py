@@ -40,14 +40,15 @@ def get_config(arg: str = ""):
     config.every.images = 225
     config.every.checkpoint = 225
     config.sampling.num_steps = 20
-    config.sampling.guidance = 4.0  # after so few steps the conditions move the plain model by a fifth of what was asked
+    # After so few steps the conditions move the plain model by a fifth of what was asked.
+    config.sampling.guidance = 4.0
     if arg == "tiny":
         config.model.channels = (8, 16)
         config.model.num_head_channels = (0, 16)
         config.model.norm_num_groups = 4
         config.batch_size = 4
-        config.num_steps = 24
+        config.num_steps = 72
         config.optimizer.warmup_steps = 2
-        config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 12
+        config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 24
         config.sampling.num_steps = 2
     return config

@@ -33,7 +33,7 @@ def test_work_dirs_hold_what_is_promised(demo_run):
         assert facts["parameters"] > 10_000 and facts["versions"]["jax"]
         assert list(workdir.glob("events.out.tfevents*"))
         pictures = sorted((workdir / "samples").glob(f"{picture}_*.png"))
-        assert len(pictures) == 2
+        assert len(pictures) >= 2
         assert np.asarray(Image.open(pictures[-1]).convert("L")).std() > 10
         assert Image.open(workdir / "progress.png").size == (800, 450)
 

@@ -27,8 +27,10 @@ STAGES = ("autoencoder", "diffusion")
 def test_the_loss_goes_down(demo_run, stage):
     train = read_metrics(demo_run / stage, "train")["loss"]
     validation = read_metrics(demo_run / stage, "validation")["loss"]
-    assert train[-1] < 0.8 * train[0]
-    assert validation[-1] < validation[0]
+    assert train[-1] < {"autoencoder": 0.8, "diffusion": 0.95}[stage] * train[0]
+    assert validation == sorted(validation, reverse=True)
+    if stage == "diffusion":  # unweighted squared error of a velocity: 1 for a network that predicts nothing
+        assert validation[-1] < 0.9
 
 
 def test_reconstructions_are_better_than_the_mean_brain(demo_run):
@@ -39,10 +41,11 @@ def test_reconstructions_are_better_than_the_mean_brain(demo_run):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_continued_run_equals_an_undisturbed_one(demo_run, tmp_path, stage):
     workdir = shutil.copytree(demo_run / stage, tmp_path / stage)
-    shutil.rmtree(workdir / "checkpoints/24")
+    last, before = {"autoencoder": (24, 12), "diffusion": (72, 48)}[stage]
+    shutil.rmtree(workdir / f"checkpoints/{last}")
     config = stages.read_config(workdir)
     loop.train(config, workdir)
-    assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == 12
+    assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == before
     mesh = data_mesh()
     straight, continued = (stages.restore_state(config, folder, mesh) for folder in (demo_run / stage, workdir))
     assert jax.tree.structure(straight) == jax.tree.structure(continued)
