@@ -4,6 +4,7 @@ All arrays are channels-last, `[B, D, H, W, C]`. Every layer takes `dtype`, the 
 in; parameters and the statistics of the norms are float32 whatever `dtype` is.
 """
 
+import math
 from collections.abc import Sequence
 from math import prod
 
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = Sequence[tuple[int, int]]
+
+_LARGE = 2**26  # elements: 256 MiB of float32
 
 # The distribution PyTorch gives the weights of convolutions and linear layers: U(-1, 1) / sqrt(fan_in).
 torch_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
@@ -34,12 +37,17 @@ def _by_planes(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple) 
     size, step = kernel.shape[0], strides[0]
     depth_out = (depth + sum(padding[0]) - size) // step + 1
     x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    # Left to itself XLA computes all parts before it adds them up, which for a full-size volume is gigabytes. Small
+    # ones are left to it, because waiting costs time.
+    large = batch * depth_out * math.prod(plane[:2]) * kernel.shape[-1] > _LARGE
     total = None
     for offset in range(size):
         planes = lax.slice_in_dim(x, offset, offset + step * (depth_out - 1) + 1, step, axis=1)
         planes = planes.reshape(batch * depth_out, *plane)
         part = lax.conv_general_dilated(planes, kernel[offset], strides[1:], padding[1:], dimension_numbers=numbers)
         total = part if total is None else total + part
+        if large:
+            x, total = lax.optimization_barrier((x, total))
     return total.reshape(batch, depth_out, *total.shape[1:])
 
 
