@@ -1,51 +1,14 @@
-"""The report as one HTML file: pictures inside it, no script, nothing fetched, printable."""
+"""The evaluation report: what its page says, in which order."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from brainldm.evaluation import plots
-
-_STYLE = """
-:root { --ink: #1c2430; --soft: #5a6472; --line: #dfe3e8; --accent: #1f5fa8; --paper: #ffffff; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f6f8; color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe
-UI",
-  Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 28px 64px; background: var(--paper); }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
-h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px; border-top: 1px solid var(--line); }
-p { margin: 8px 0; max-width: 78ch; }
-.lead, figcaption, .small { color: var(--soft); }
-.small, figcaption { font-size: 14px; }
-.notice { border-left: 4px solid #b7791f; background: #fdf6e7; padding: 10px 16px; margin: 20px 0; }
-.cards { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; margin: 28px 0 8px; }
-.card { border: 1px solid var(--line); border-top: 4px solid var(--accent); border-radius: 6px; padding:
-  16px 18px; }
-.card h3 { font-size: 14px; font-weight: 600; margin: 0; color: var(--soft); }
-.card .figure { font-size: 38px; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.card .beside { font-size: 20px; font-weight: 500; color: var(--soft); }
-figure { margin: 16px 0; break-inside: avoid; }
-figure img { max-width: 100%; height: auto; display: block; }
-.dark img { background: #000; border-radius: 4px; width: 100%; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; margin:
-12px 0; }
-th, td { text-align: left; padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); vertical-align:
-top; }
-th { color: var(--soft); font-weight: 600; }
-@media (max-width: 760px) { .cards, .two { grid-template-columns: 1fr; } main { padding: 24px 16px; } }
-@media print { body { background: #fff; font-size: 11pt; } main { max-width: none; padding: 0; }
-  h2 { break-after: avoid; } .card, tr { break-inside: avoid; }
-  .dark img { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
-"""
+from brainldm.webpage import card, document, picture, section, table
 
 _NAMES = {"ventricles_ml": "Ventricles", "brain_ml": "Brain"}
 _SETS = {"synthetic": "generated: requested against measured", "real": "real: label against measured"}
@@ -55,9 +18,9 @@ def render(figures: dict[str, Any], scans: dict, measured: dict, reconstructions
     """The page as text. `figures` as `evaluate` returns them; the rest is what the pictures are made of."""
     parts = [_head(figures), _cards(figures)]
     parts.append(
-        _section(
+        section(
             "Generated and real brains",
-            _picture(
+            picture(
                 plots.brains(scans["synthetic"], scans["real"], measured),
                 "Generated brains over real ones",
                 "Captions: age, sex, ventricles as requested (generated) or labelled (real), and as "
@@ -69,9 +32,9 @@ def render(figures: dict[str, Any], scans: dict, measured: dict, reconstructions
     if reconstructions:
         found = figures["reconstruction"]
         parts.append(
-            _section(
+            section(
                 "Reconstructions",
-                _picture(
+                picture(
                     plots.reconstructed(reconstructions),
                     "Real brains over their reconstructions",
                     f"What the autoencoder keeps of a brain bounds what can be generated. MS-SSIM to the "
@@ -83,25 +46,19 @@ def render(figures: dict[str, Any], scans: dict, measured: dict, reconstructions
         )
     if sweep is not None:
         parts.append(
-            _section(
+            section(
                 f"One condition varied: {html.escape(str(sweep[0]))}",
-                _picture(
+                picture(
                     plots.swept(sweep, figures["sweep"]),
                     "The same brain with one condition varied",
                     f"{len(sweep[1])} brains, drawn with the same noise; volumes in mL.",
                 ),
             )
         )
-    parts.append(_section("Requested against measured", _scatters(scans, measured) + _agreement_table(figures)))
-    parts.append(_section("Variety", _variety(figures)))
-    parts.append(_section("Method and limits", _method(figures)))
-    body = "\n".join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Generated brains: evaluation</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    parts.append(section("Requested against measured", _scatters(scans, measured) + _agreement_table(figures)))
+    parts.append(section("Variety", _variety(figures)))
+    parts.append(section("Method and limits", _method(figures)))
+    return document("Generated brains: evaluation", "\n".join(parts))
 
 
 def _head(figures: dict[str, Any]) -> str:
@@ -140,7 +97,7 @@ def _cards(figures: dict[str, Any]) -> str:
         found = figures["agreement"][name]
         made, people = found["synthetic"], found["real"]
         cards.append(
-            _card(
+            card(
                 title,
                 f"r = {_number(made['r']['value'], 3)}",
                 f"95 % interval {_range(made['r'])}, n = {made['n']}.<br>On real images, label against "
@@ -150,7 +107,7 @@ def _cards(figures: dict[str, Any]) -> str:
         )
     made, people = figures["ms_ssim"]["synthetic"], figures["ms_ssim"]["real"]
     cards.append(
-        _card(
+        card(
             "MS-SSIM among generated brains",
             f'{_number(made["mean"], 3)} <span class="beside">real {_number(people["mean"], 3)}</span>',
             f"{made['pairs']} and {people['pairs']} pairs, {made['scales']} scales.<br>Lower is more "
@@ -159,32 +116,6 @@ def _cards(figures: dict[str, Any]) -> str:
         )
     )
     return f'<div class="cards">{"".join(cards)}</div>'
-
-
-def _card(title: str, figure: str, note: str) -> str:
-    return f'<div class="card"><h3>{title}</h3><div class="figure">{figure}</div><div class="small">{note}</div></div>'
-
-
-def _section(title: str, content: str) -> str:
-    return f"<h2>{title}</h2>\n{content}"
-
-
-def _picture(image: Image.Image, alternative: str, caption: str, dark: bool = True) -> str:
-    kind = ' class="dark"' if dark else ""
-    return (
-        f'<figure{kind}><img src="data:image/png;base64,{_png(image)}" width="{image.width}" '
-        f'height="{image.height}" '
-        f'alt="{html.escape(alternative)}"><figcaption>{caption}</figcaption></figure>'
-    )
-
-
-def _png(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    # Brains are grey, and grey is a third of the bytes.
-    grey = image.convert("L")
-    plain = grey if np.array_equal(np.asarray(grey.convert("RGB")), np.asarray(image)) else image
-    plain.save(stream, format="PNG", optimize=True)
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 def _scatters(scans: dict, measured: dict) -> str:
@@ -198,7 +129,7 @@ def _scatters(scans: dict, measured: dict) -> str:
             for which in ("synthetic", "real")
         }
         pictures.append(
-            _picture(
+            picture(
                 plots.scatter(title, pairs["synthetic"], pairs["real"]),
                 f"{title}: requested against measured",
                 "",
@@ -220,45 +151,41 @@ def _agreement_table(figures: dict[str, Any]) -> str:
                 str(found["n"]),
                 str(found["missing"]),
             ]
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(
-        f"<th>{h}</th>"
-        for h in (
-            "",
-            "",
-            "Pearson r",
-            "slope",
-            "intercept, mL",
-            "mean absolute error, mL",
-            "n",
-            "not measured",
-        )
+            rows.append(cells)
+    head = (
+        "",
+        "",
+        "Pearson r",
+        "slope",
+        "intercept, mL",
+        "mean absolute error, mL",
+        "n",
+        "not measured",
     )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    return table(head, rows) + (
         '<p class="small">In brackets 95 % intervals: percentile bootstrap over brains, 2000 resamples, '
         f"seed {figures['seed']}.</p>"
     )
 
 
 def _variety(figures: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{words}</td><td>{_number(found['mean'], 4)}</td><td>{_number(found['sd'], 4)}</td>"
-        f"<td>{found['pairs']}</td><td>{found['volumes']}</td><td>{found['scales']}</td></tr>"
-        for words, found in (
-            ("generated", figures["ms_ssim"]["synthetic"]),
-            ("real", figures["ms_ssim"]["real"]),
+    rows = [
+        (
+            words,
+            _number(found["mean"], 4),
+            _number(found["sd"], 4),
+            str(found["pairs"]),
+            str(found["volumes"]),
+            str(found["scales"]),
         )
-    )
+        for words, found in (("generated", figures["ms_ssim"]["synthetic"]), ("real", figures["ms_ssim"]["real"]))
+    ]
+    head = ("", "mean MS-SSIM", "standard deviation over pairs", "pairs", "brains", "scales")
     return (
         "<p>Mean multi-scale structural similarity between pairs of different brains of one dataset. Far "
         "above the value among real brains means that the generated ones repeat each other; far below, "
-        "that they hold noise "
-        'or broken anatomy.</p><div class="scroll"><table><thead><tr><th></th><th>mean MS-SSIM</th>'
-        "<th>standard deviation over pairs</th><th>pairs</th><th>brains</th><th>scales</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+        "that they hold noise or broken anatomy.</p>"
+    ) + table(head, rows)
 
 
 def _method(figures: dict[str, Any]) -> str:
