@@ -8,8 +8,11 @@ loss terms (L1, perceptual, patch-adversarial, KL).
 Known from the first author's later public code for the same data (generative_brain, 2023), and inferred to hold for
 2022: Adam 5e-5 and 1e-4 (discriminator), gradient clipping at 1, batch 1, 20 epochs, weights 1e-8 (KL), 0.005
 (adversarial, from the sixth epoch), 0.002 (LPIPS-SqueezeNet in 2.5D on a quarter of the slices), discriminator of 96
-channels and 3 layers, no learning-rate schedule. The 2022 values themselves were not published.
-Chosen here: bfloat16 computation where the public code has float16 with loss scaling; no random flips.
+channels and 3 layers, no learning-rate schedule; and the random changes of a tenth of the volumes each: shifts up to a
+voxel with scaling up to 2 %, intensities moved up to 0.05, powers from 0.97 to 1.03. The 2022 values themselves were
+not published.
+Chosen here: bfloat16 computation where the public code has float16 with loss scaling; no random flips (the public code
+mirrors half of the volumes: --config.data.augment.flip_probability=0.5), because brains are not symmetric.
 
 `:tiny` keeps the recipe and shrinks volumes (4 mm), networks and steps, for tests; feature matching then stands in for
 LPIPS, whose weights cannot be shipped.
@@ -26,6 +29,8 @@ def get_config(arg: str = ""):
     config.num_steps = 20 * SCANS
     config.loss.adversarial_start = 5 * SCANS
     config.data.validation_fraction = 0.0125  # 500 of 40,000 in the public code
+    augment = config.data.augment  # ranges: the defaults are the public code's
+    augment.affine_probability = augment.shift_probability = augment.contrast_probability = 0.1
     config.every.log = 100
     config.every.validate = config.every.checkpoint = 5_000
     config.every.images = 5_000

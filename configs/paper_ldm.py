@@ -10,7 +10,9 @@ Known from the first author's later public code for the same data (generative_br
 2022: AdamW 2.5e-5 with weight decay 0.01, batch 4, 25 epochs, uniform t, unweighted squared error, no learning-rate
 schedule, no warm-up. That code predicts velocity and drops the (text) condition of 10 % of the samples; the released
 2022 model does neither.
-Chosen here: the latent scale is computed from the data (the released model uses 1), latents are posterior means, a
+Chosen here: the latent scale is computed from the data (the released model uses 1), latents are posterior means of the
+scans as they are, encoded once (the public code encodes randomly changed scans anew in every step; closest to that:
+--config.latents.variants=4 --config.latents.sample=True and the changes of configs/paper_autoencoder.py), a
 moving average of the weights with decay 0.9999, gradient clipping at 1, bfloat16 computation.
 
 `:tiny` keeps the recipe and shrinks networks and steps, for tests.

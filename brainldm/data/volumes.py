@@ -1,4 +1,4 @@
-"""NIfTI in and out: the only place that reads a volume and the only place that writes one."""
+"""Volumes in and out: the only place that reads a volume and the only place that writes one."""
 
 from __future__ import annotations
 
@@ -6,63 +6,99 @@ import dataclasses
 import gzip
 import os
 import tempfile
-import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 
+from brainldm.data.headers import BLOCK_BYTES, Header, opened, parse_header
 from brainldm.errors import UserError
 
 INT16_MAX = 32767
+_CHUNK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Volume:
-    """A three-dimensional image: `data` float32 [D, H, W] in RAS order and its `affine` [4, 4] in mm."""
+    """A three-dimensional image: `data` float32 [D, H, W] in RAS order and its `affine` [4, 4] in mm.
+
+    `notes` say what was decided where the file's own statements disagree.
+    """
 
     data: np.ndarray
     affine: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Voxel size along each axis, in mm, [3]."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def anisotropy(self) -> float:
+        """Longest over shortest side of a voxel; 1 for cubes."""
+        return float(self.spacing_mm.max() / self.spacing_mm.min())
 
 
 def read_volume(path: str | os.PathLike) -> Volume:
-    """Read a NIfTI file (.nii or .nii.gz) as float32 in RAS order, slope and intercept applied.
+    """Read NIfTI (.nii, .nii.gz) or MGH (.mgh, .mgz) as float32 in RAS order, slope and intercept applied.
 
-    The whole gzip stream is read and its checksum verified, because nibabel alone accepts damaged streams.
-    Raises UserError for a file that is absent, damaged, not NIfTI, not three-dimensional, or that holds
-    NaN or infinite voxels or one value everywhere.
+    Oblique images keep their affine; axes are only swapped and turned to the nearest RAS order. No more is unpacked
+    than the header allows (at most 512^3 voxels), and a gzip stream is read to its end and its checksum verified,
+    because nibabel alone accepts damaged streams. One frame of a fourth dimension is dropped.
+    Raises UserError for a file that is absent, damaged, longer or shorter than its header says, not one
+    three-dimensional image of plain numbers, without a clear orientation, or that holds NaN or infinite voxels or one
+    value everywhere.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
-    if path.name.endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(
-                f"{path}: damaged or cut off, the gzip stream does not end well ({error}). Copy the file again."
-            ) from error
-    try:
-        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nib.Nifti1Image
-        image = kind.from_bytes(content)
-        shape = image.shape
-        data = np.asarray(image.dataobj, np.float32)
-    except Exception as error:  # nibabel raises many kinds for a file that is not what it says
-        raise UserError(f"{path}: not a readable NIfTI image ({error}). Convert it to NIfTI-1 (.nii.gz).") from error
-    if len(shape) != 3:
-        raise UserError(
-            f"{path}: {len(shape)} dimensions, shape {'x'.join(map(str, shape))}. One three-dimensional T1w volume "
-            "is wanted; extract it (for one frame of several: `fslroi` or nibabel's slicer) and try again."
-        )
+    with opened(path) as (stream, size):
+        block = stream.read(BLOCK_BYTES)
+        header = parse_header(block, path)
+        content = _read_voxels(stream, block, header, size, path)
+    stored = np.frombuffer(content, header.dtype).reshape(header.shape, order="F")
+    data = np.zeros(header.shape, np.float32, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # counted below
+        for k in range(header.shape[2]):  # slice by slice: in float64, without a second volume of it
+            data[..., k] = stored[..., k] * np.float64(header.slope) + np.float64(header.intercept)
     bad = int(data.size - np.isfinite(data).sum())
     if bad:
-        raise UserError(f"{path}: {bad} voxels are NaN or infinite. Replace them (by 0 in the background) first.")
-    if data.size == 0 or data.min() == data.max():
+        raise UserError(
+            f"{path}: {bad} voxels are NaN or infinite (of {data.size}). Replace them (by 0 in the background) first."
+        )
+    if data.min() == data.max():
         raise UserError(f"{path}: every voxel has the same value, so there is no image in it. Leave it out.")
-    canonical = nib.as_closest_canonical(nib.Nifti1Image(data, image.affine))
-    return Volume(np.asarray(canonical.dataobj, np.float32), canonical.affine)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(data, header.affine))
+    return Volume(np.asarray(canonical.dataobj, np.float32), canonical.affine, header.notes)
+
+
+def _read_voxels(stream: BinaryIO, block: bytes, header: Header, size: int | None, path: Path) -> memoryview:
+    """The stored voxels, `stream` being after `block`; never more than the header says is held."""
+    end = header.offset + header.voxel_bytes
+    if size is not None and size < end:
+        raise _wrong_length(path, size, end)
+    content = bytearray(end)
+    done = min(len(block), end)
+    content[:done] = block[:done]
+    while done < end and (chunk := stream.read(min(_CHUNK_BYTES, end - done))):
+        content[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    if done < end:
+        raise _wrong_length(path, done, end)
+    # read on to the end of the stream, where its checksum is, but not through a bomb
+    more = len(block) - done if len(block) > done else 0
+    while more <= header.may_follow and (chunk := stream.read(min(_CHUNK_BYTES, header.may_follow + 1 - more))):
+        more += len(chunk)
+    if more > header.may_follow:
+        raise UserError(
+            f"{path}: holds more than the {end} bytes that its header says, so one of the two is wrong; nothing more "
+            "was unpacked. Convert the scan again."
+        )
+    return memoryview(content)[header.offset :]
+
+
+def _wrong_length(path: Path, found: int, expected: int) -> UserError:
+    return UserError(f"{path}: cut off, {found} bytes where its header says {expected}. Copy or convert it again.")
 
 
 def write_volume(

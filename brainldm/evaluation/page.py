@@ -56,6 +56,7 @@ def render(figures: dict[str, Any], scans: dict, measured: dict, reconstructions
             )
         )
     parts.append(section("Requested against measured", _scatters(scans, measured) + _agreement_table(figures)))
+    parts.append(section("Conditions", _conditions_table(figures)))
     parts.append(section("Variety", _variety(figures)))
     parts.append(section("Method and limits", _method(figures)))
     return document("Generated brains: evaluation", "\n".join(parts))
@@ -166,6 +167,14 @@ def _agreement_table(figures: dict[str, Any]) -> str:
         '<p class="small">In brackets 95 % intervals: percentile bootstrap over brains, 2000 resamples, '
         f"seed {figures['seed']}.</p>"
     )
+
+
+def _conditions_table(figures: dict[str, Any]) -> str:
+    rows = [
+        [html.escape(text) for text in (name, words.get("synthetic", ""), words.get("real", "not in its table"))]
+        for name, words in figures["conditions"].items()
+    ]
+    return table(("", "asked of the generated brains", "real brains"), rows)
 
 
 def _variety(figures: dict[str, Any]) -> str:

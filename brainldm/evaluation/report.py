@@ -18,7 +18,7 @@ from brainldm.data.grids import Grid
 from brainldm.data.volumes import write_atomically
 from brainldm.evaluation.conditioning import agreement
 from brainldm.evaluation.page import render
-from brainldm.evaluation.scans import Scans, description, is_stand_in, open_datasets
+from brainldm.evaluation.scans import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.ssim import ms_ssim, pairwise_ms_ssim, scales_for
 from brainldm.evaluation.volumes import Measurement, measure, spacing_of
 
@@ -73,6 +73,7 @@ def evaluate(
         "grid": {"shape": list(grid.shape), "spacing_mm": spacing},
         "seed": seed,
         "datasets": {"synthetic": _about(synthetic, made), "real": _about(real, people)},
+        "conditions": conditions_in_words(synthetic, real),
         "stand_in": is_stand_in(synthetic) or is_stand_in(real),
         "agreement": {
             name: {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from brainldm.data.bids import Record, read_dataset, read_participants
-from brainldm.data.covariates import Covariates
+from brainldm.data.covariates import Covariates, is_missing
 from brainldm.data.grids import SPACINGS_MM, Grid, training_grid
 from brainldm.data.pipeline import load_image
 from brainldm.data.volumes import read_volume
 from brainldm.errors import UserError
 
+_NOT_CONDITIONS = ("participant_id", "session_id", "extrapolated", "split")
 _KEPT_BYTES = 2 * 2**30
 STAND_IN = "embedded population"
 """What the description of a dataset says when its images, or those its model learnt from, show no real
@@ -74,7 +76,7 @@ def open_datasets(synthetic: str | Path, real: str | Path) -> tuple[Scans, Scans
         brain_ml.
             An image on another grid raises when it is read.
     """
-    columns = set(read_participants(synthetic).columns)
+    columns = _filled(synthetic)
     if not columns & {"ventricles_ml", "brain_ml"}:
         raise UserError(
             f"{Path(synthetic) / 'participants.tsv'}: neither ventricles_ml nor brain_ml among its columns, "
@@ -83,7 +85,7 @@ def open_datasets(synthetic: str | Path, real: str | Path) -> tuple[Scans, Scans
             "requested values."
         )
     made = read_dataset(synthetic, _conditions(columns))
-    people = read_dataset(real, _conditions(set(read_participants(real).columns)))
+    people = read_dataset(real, _conditions(_filled(real)))
     first = read_volume(made[0].path)
     grid = Grid(first.data.shape, first.affine)
     return Scans(made, grid, synthetic=True), Scans(people, grid, synthetic=False)
@@ -109,6 +111,36 @@ def is_stand_in(root: str | Path) -> bool:
     readme = Path(root) / "README"
     text = readme.read_text(errors="replace") if readme.is_file() else ""
     return STAND_IN in (json.dumps(said) + text).lower()
+
+
+def conditions_in_words(synthetic: str | Path, real: str | Path) -> dict[str, dict[str, str]]:
+    """What was asked of generated brains, column by column, and what real ones have: {column: {which: words}}.
+
+    Words are "44 to 82 (n = 30)" or "F 12, M 18". Columns are those that the synthetic dataset describes with its
+    conditions; a real dataset may lack some.
+    """
+    tables = {"synthetic": read_participants(synthetic), "real": read_participants(real)}
+    names = [name for name in tables["synthetic"].columns if name not in _NOT_CONDITIONS]
+    return {
+        name: {which: _in_words(table[name]) for which, table in tables.items() if name in table.columns}
+        for name in names
+    }
+
+
+def _in_words(cells: Sequence[str]) -> str:
+    given = [cell for cell in cells if not is_missing(cell)]
+    try:
+        numbers = [float(cell) for cell in given]
+    except ValueError:
+        counts = collections.Counter(given).most_common(8)
+        return ", ".join(f"{cell} {count}" for cell, count in sorted(counts))
+    return f"{min(numbers):g} to {max(numbers):g} (n = {len(numbers)})" if numbers else "none"
+
+
+def _filled(root: str | Path) -> set[str]:
+    """The columns of a dataset that hold anything."""
+    table = read_participants(root)
+    return {name for name in table.columns if not all(map(is_missing, table[name]))}
 
 
 def _conditions(columns: set[str]) -> Covariates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,17 @@ def draw_conditions(
             if item.name in values:
                 row[item.name] = values[item.name]
             elif item.levels is not None:
-                row[item.name] = item.decode(share)
+                row[item.name] = item.at(share)
             else:
                 low, high = bounds.get(item.name, (item.low, item.high))
-                row[item.name] = round(low + share * (high - low), 3)
+                row[item.name] = _rounded(low + share * (high - low), high - low)
         rows.append(row)
     return rows
+
+
+def _rounded(value: float, width: float) -> float:
+    """To thousandths, or finer where the range is narrow."""
+    return round(value, max(3, 4 - math.floor(math.log10(width)) if width > 0 else 3))
 
 
 def read_conditions(path: str | Path, covariates: Covariates) -> list[dict[str, float | str]]:

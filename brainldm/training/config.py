@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
-from brainldm.data.covariates import Covariates
+from brainldm.data.covariates import Covariates, parse_extra
 from brainldm.errors import UserError
 
 STAGES = ("autoencoder", "diffusion")
@@ -28,12 +28,32 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     data.path = ""  # root of a BIDS dataset
     data.spacing_mm = 1  # 1, 2 or 4; a finer dataset is averaged down
     data.scaling = "minmax"  # "minmax" per volume, or "none" for values in [0, 1] already
+    data.max_excluded = 0.0  # share of the scans that may be left out because their row or image cannot be used
+    # Shares of the people, by a hash of their ids; a column `split` in participants.tsv counts instead where there is
+    # one. Test scans are left alone by training.
     data.validation_fraction = 0.05
+    data.test_fraction = 0.0
     data.cache_gib = 4.0  # images kept in memory
+    data.cache_dir = ""  # folder for unpacked copies of .nii.gz that do not fit into memory; "": none are made
     data.threads = 2  # threads that read ahead
+    data.prefetch = 0  # batches that wait in memory at most; 0: two per thread
+
+    # Random changes of training volumes, each with the probability of one volume being changed; 0: never.
+    data.augment = augment = ml_collections.ConfigDict()
+    augment.flip_probability = 0.0  # left and right; brains are not symmetric
+    augment.affine_probability = 0.0
+    augment.rotation_degrees = 0.0  # up to this around each axis
+    augment.translation_mm = 1.0  # up to this along each axis
+    augment.scale = 0.02  # factors of each axis from 1 - scale to 1 + scale
+    augment.shift_probability = 0.0
+    augment.shift = 0.05  # of all intensities, up to this either way
+    augment.contrast_probability = 0.0
+    augment.gamma = (0.97, 1.03)  # range of the power
 
     config.covariates = ml_collections.ConfigDict()
     config.covariates.names = covariates.names
+    # Further columns of participants.tsv: "NAME=LOW:HIGH", "NAME[unit]=LOW:HIGH" or "NAME=A|B|C".
+    config.covariates.extra = ()
     config.covariates.ranges = ml_collections.ConfigDict(
         {item.name: (item.low, item.high) for item in covariates if item.levels is None}
     )
@@ -91,6 +111,11 @@ def diffusion_config() -> ml_collections.ConfigDict:
     config = _common("diffusion")
     config.autoencoder = ""  # work dir of stage one, or a model folder
 
+    config.latents = latents = ml_collections.ConfigDict()
+    latents.path = ""  # folder of the encoded scans, which several runs may share; "": `latents` in the work dir
+    latents.variants = 1  # encodings of a scan: itself, and further ones changed as config.data.augment says
+    latents.sample = False  # train on draws from the posterior instead of its means
+
     config.model = model = ml_collections.ConfigDict()
     model.channels = (256, 512, 768)
     model.num_res_blocks = 2
@@ -137,9 +162,21 @@ def diffusion_config() -> ml_collections.ConfigDict:
 
 
 def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
-    """The conditions that a config names, with its ranges."""
+    """The conditions that a config names, with its ranges, and after them those of config.covariates.extra.
+
+    Raises UserError for an unknown name, an extra condition that cannot be understood, and one named twice.
+    """
     known = Covariates()
-    chosen = Covariates(tuple(known[name] for name in config.covariates.names))
+    extra = config.covariates.get("extra", ())
+    if isinstance(extra, str):  # --config.covariates.extra=NAME=LOW:HIGH, without the brackets of a tuple
+        extra = (extra,)
+    for text in extra:
+        if parse_extra(text).name in known.names:
+            raise UserError(
+                f"config.covariates.extra: {text!r} is one of the standard conditions. Put its name into "
+                "config.covariates.names and its range into config.covariates.ranges."
+            )
+    chosen = Covariates((*(known[name] for name in config.covariates.names), *map(parse_extra, extra)))
     ranges = {name: value for name, value in config.covariates.ranges.items() if name in chosen.names}
     return chosen.with_ranges(ranges)
 

@@ -58,7 +58,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
     spec = ModelSpec(
         autoencoder=arguments,
-        unet=unet_arguments(config.model, facts["latent_shape"][-1], len(covariates)),
+        unet=unet_arguments(config.model, facts["latent_shape"][-1], covariates.width),
         schedule=config.schedule.to_dict(),
         prediction=config.loss.prediction,
         latent_scale=float(state.latent_scale),
@@ -82,10 +82,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         spacing=spacing,
         autoencoder_steps=steps,
         diffusion_steps=int(state.step),
-        conditions="\n".join(
-            f"  - {c.name}: {' or '.join(c.levels)}" if c.levels else f"  - {c.name}: {c.low:g} to {c.high:g} {c.unit}"
-            for c in covariates
-        ),
+        conditions="\n".join(f"  - {condition.name}: {condition.span}" for condition in covariates),
     )
     return save_model(folder, spec, jax.device_get(autoencoder), state.ema, card)
 

@@ -18,12 +18,14 @@ from clu import parameter_overview
 
 from brainldm import __version__
 from brainldm.console import Counter, say
-from brainldm.data.bids import read_json, require_new_folder, write_json
+from brainldm.data.bids import read_json, require_new_folder, write_excluded, write_json
+from brainldm.data.latents import INDEX
 from brainldm.data.pipeline import iterate
 from brainldm.errors import Stopped, UserError
 from brainldm.parallel.mesh import check_batch_size, data_mesh, replicated, shard_batch
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
+from brainldm.training.inputs import LATENTS
 from brainldm.training.metrics import MetricWriter, plot_progress
 from brainldm.training.stages import Stage, from_json, make_stage
 
@@ -33,7 +35,10 @@ _FREE_TO_CHANGE = (
     "num_steps",
     "data.path",
     "data.cache_gib",
+    "data.cache_dir",
     "data.threads",
+    "data.prefetch",
+    "latents.path",
     "autoencoder",
     "sampling",
 )
@@ -46,14 +51,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     everything saved), FloatingPointError naming the scans of the batch when the loss is not finite.
     """
     validate(config)
-    workdir = require_new_folder(workdir, own="config.json")
+    # Encoding scans comes before the first step, so a work dir may hold nothing but the latents of a start cut off.
+    begun = (Path(workdir) / LATENTS / INDEX).exists()
+    workdir = require_new_folder(workdir, own=f"{LATENTS}/{INDEX}" if begun else "config.json")
     mesh = data_mesh()
     check_batch_size(config.batch_size // config.accumulation_steps, mesh)
     _check_same_config(config, workdir)
-    stage = make_stage(config, mesh)
+    stage = make_stage(config, mesh, workdir)
+    _check_same_scans(stage, workdir)
     # Written only now: a run that could not start leaves no work dir behind.
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", config.to_dict())
+    if stage.excluded:
+        write_excluded(workdir / "excluded.tsv", stage.excluded)
     checkpoints = Checkpoints(workdir)
     try:
         _loop(config, workdir, mesh, stage, checkpoints)
@@ -77,7 +87,7 @@ def _loop(
     )
     stop = _StopRequest()
     every = config.every
-    batches = iterate(stage.train, start, config.data.threads)
+    batches = iterate(stage.train, start, config.data.threads, config.data.prefetch)
     speed = _Speed(config.batch_size)
     waiting = None  # (step, metrics on the device, scans): read one step late, so the device is never idle
 
@@ -180,6 +190,18 @@ def _check_same_config(config: ml_collections.ConfigDict, workdir: Path) -> None
         raise UserError(
             f"{workdir}: this run was begun with another config ({changes}). Go on with the old one, or give a new "
             "--workdir."
+        )
+
+
+def _check_same_scans(stage: Stage, workdir: Path) -> None:
+    """Raise UserError when a run was begun with other training scans: its batches would not be the same."""
+    if not (workdir / "run.json").exists():
+        return
+    before, now = read_json(workdir / "run.json").get("scans_sha256"), stage.facts.get("scans_sha256")
+    if before and now and before != now:
+        raise UserError(
+            f"{workdir}: this run was begun with other scans to train on (there are {len(stage.names)} now), so its "
+            "batches would not go on as they were. Bring the dataset back to what it was, or give a new --workdir."
         )
 
 

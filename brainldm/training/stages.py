@@ -15,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from brainldm.console import Counter, say
-from brainldm.data.bids import Record, read_dataset, read_json
+from brainldm.data.bids import Excluded, Record, read_json
 from brainldm.data.grids import training_grid
+from brainldm.data.latents import CachedLatents, DrawnLatents
 from brainldm.data.mosaics import mosaic
-from brainldm.data.pipeline import LatentSource, VolumeSource, batches, split
+from brainldm.data.pipeline import LatentSource, batches
 from brainldm.diffusion.latent import decode_latents, sample_latents
 from brainldm.errors import UserError
 from brainldm.models.autoencoder import AutoencoderKL
@@ -28,6 +28,15 @@ from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import covariates_of, validate
+from brainldm.training.inputs import (
+    augment_elements,
+    conditions_of,
+    latent_cache,
+    padded_batches,
+    read_sides,
+    scans_sha256,
+    volume_sources,
+)
 from brainldm.training.perceptual import make_perceptual
 from brainldm.weights.model_folder import load_model, params_sha256
 
@@ -43,7 +52,8 @@ class Stage:
     """What the training loop needs to know of a stage.
 
     init(): a fresh state. train_step(state, batch, frozen): the next state and metrics. validate(state): metrics with
-    "loss" among them. pictures(state): images by name. `names` are the scans that a batch's "index" points to.
+    "loss" among them. pictures(state): images by name. `names` are the scans that a batch's "index" points to;
+    `excluded` what of the dataset was left out.
     """
 
     init: Callable[[], Any]
@@ -54,46 +64,12 @@ class Stage:
     validate: Callable[[Any], dict[str, float]]
     pictures: Callable[[Any], dict[str, Image.Image]]
     facts: dict[str, Any]
+    excluded: tuple[Excluded, ...] = ()
 
 
-def make_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
+def make_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str | Path) -> Stage:
     """The stage that `config` describes."""
-    return autoencoder_stage(config, mesh) if config.stage == "autoencoder" else diffusion_stage(config, mesh)
-
-
-def _sources(config: ml_collections.ConfigDict) -> tuple[list[list[Record]], list[VolumeSource]]:
-    """Training and validation records and their volumes."""
-    covariates = covariates_of(config)
-    grid = training_grid(config.data.spacing_mm)
-    records = read_dataset(config.data.path, covariates)
-    outside = [f"{r.name}: {', '.join(o)}" for r in records if (o := covariates.outside(r.covariates))]
-    if outside:
-        say(
-            f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their codes "
-            f"leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
-        )
-    sides = list(split(records, config.data.validation_fraction))
-    sources = [
-        VolumeSource(
-            side,
-            covariates.encode([r.covariates for r in side]),
-            grid,
-            config.data.scaling,
-            config.data.cache_gib,
-        )
-        for side in sides
-    ]
-    for what, source in zip(("reading scans to train on", "reading held-out scans"), sources, strict=True):
-        with Counter(what, len(source)) as progress:
-            source.preload(progress)
-    return sides, sources
-
-
-def _padded_batches(source: Any, size: int):
-    """Batches of one fixed size over the whole source, and how many rows of each are real."""
-    for start in range(0, len(source), size):
-        rows = [source[min(i, len(source) - 1)] for i in range(start, start + size)]
-        yield {k: np.stack([row[k] for row in rows]) for k in rows[0]}, min(size, len(source) - start)
+    return autoencoder_stage(config, mesh) if config.stage == "autoencoder" else diffusion_stage(config, mesh, workdir)
 
 
 def _encoding_batch(shape: tuple[int, ...], mesh: Mesh) -> int:
@@ -102,7 +78,8 @@ def _encoding_batch(shape: tuple[int, ...], mesh: Mesh) -> int:
 
 def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     """Stage one."""
-    (train_records, _), (train, validation) = _sources(config)
+    sides, excluded = read_sides(config)
+    train, validation = volume_sources(config, sides)
     perceptual, frozen = make_perceptual(
         config.loss.perceptual, tuple(config.loss.perceptual_files), config.loss.perceptual_ratio
     )
@@ -110,6 +87,7 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     shape = training_grid(config.data.spacing_mm).shape
     size = _encoding_batch(shape, mesh)
     reconstruct = jax.jit(reconstruct)
+    threads = config.data.threads
 
     @jax.jit
     def errors(params, image):
@@ -125,7 +103,7 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
 
     def validate_state(state) -> dict[str, float]:
         collected: dict[str, list] = {"l1": [], "mse": [], "kl": []}
-        for batch, real in _padded_batches(validation, size):
+        for batch, real in padded_batches(validation, size, threads):
             values = errors(state.params, shard_batch(batch["image"], mesh))
             for name, value in values.items():
                 collected[name].extend(np.asarray(value, np.float64)[:real])
@@ -138,7 +116,7 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
         }
 
     def pictures(state) -> dict[str, Image.Image]:
-        batch, real = next(_padded_batches(validation, max(PICTURES, mesh.size)))
+        batch, real = _first(validation, max(PICTURES, mesh.size))
         output = np.asarray(reconstruct(state.params, shard_batch(batch["image"], mesh))[0])
         real = min(real, PICTURES)
         return {
@@ -155,12 +133,34 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
         init=lambda: init(jax.random.key(config.seed), image),
         train_step=train_step,
         frozen=jax.device_put(frozen, replicated(mesh)),
-        train=batches(train, batch_size=config.batch_size, seed=config.seed),
-        names=[record.name for record in train_records],
+        train=batches(
+            train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            transform=augment_elements(config),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        names=[record.name for record in sides["train"]],
         validate=validate_state,
         pictures=pictures,
-        facts={"scans_training": len(train), "scans_validation": len(validation)},
+        facts=_scan_facts(sides),
+        excluded=excluded,
     )
+
+
+def _scan_facts(sides: dict[str, list[Record]]) -> dict[str, Any]:
+    return {
+        "scans_training": len(sides["train"]),
+        "scans_validation": len(sides["validation"]),
+        "scans_sha256": scans_sha256(sides["train"]),
+    }
+
+
+def _first(source: Any, size: int) -> tuple[dict[str, np.ndarray], int]:
+    """The first batch of a source, and how many rows of it are real."""
+    rows = [source[min(i, len(source) - 1)] for i in range(size)]
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, min(size, len(source))
 
 
 def load_autoencoder(path: str, mesh: Mesh) -> tuple[dict[str, Any], int, Any]:
@@ -222,7 +222,7 @@ def _abstract_state(config: ml_collections.ConfigDict, workdir: str | Path) -> A
         image = jax.ShapeDtypeStruct((1, *training_grid(config.data.spacing_mm).shape, 1), jnp.float32)
         return jax.eval_shape(init, key, image)
     facts = read_json(Path(workdir) / "run.json")
-    shape, width = facts["latent_shape"], len(covariates_of(config))
+    shape, width = facts["latent_shape"], covariates_of(config).width
     unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], width))
     init, _, _ = stage_two.build(config, unet)
     batch = {
@@ -232,37 +232,45 @@ def _abstract_state(config: ml_collections.ConfigDict, workdir: str | Path) -> A
     return jax.eval_shape(lambda k, b: init(k, b, 1.0), key, batch)
 
 
-def encode(autoencoder: AutoencoderKL, params: Any, source: VolumeSource, mesh: Mesh) -> np.ndarray:
-    """Posterior means of every volume, float32 [N, d, h, w, C].
-
-    The means, not samples: stored samples would hold posterior noise that no network can learn.
-    """
-    function = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, method="encode")[0])
-    size = _encoding_batch(source[0]["image"].shape, mesh)
-    found = []
-    with Counter("encoding", len(source)) as progress:
-        for batch, real in _padded_batches(source, size):
-            found.append(np.asarray(function(params, shard_batch(batch["image"], mesh)))[:real])
-            progress(sum(map(len, found)))
-    return np.concatenate(found)
+def encoder(autoencoder: AutoencoderKL, params: Any, mesh: Mesh) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """Posterior means and standard deviations, [B, d, h, w, C] each, of images [B, D, H, W, 1]."""
+    function = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, method="encode"))
+    return lambda images: jax.device_get(function(params, shard_batch(images, mesh)))
 
 
-def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
-    """Stage two. Encodes the dataset with the frozen autoencoder first."""
+def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str | Path) -> Stage:
+    """Stage two. What of the dataset the latent cache lacks is encoded with the frozen autoencoder first."""
     arguments, spacing, frozen_params = load_autoencoder(config.autoencoder, mesh)
     if spacing != config.data.spacing_mm:
         raise UserError(
             f"config.data.spacing_mm is {config.data.spacing_mm}, but the autoencoder {config.autoencoder} was "
             f"trained at {spacing} mm. Use the same."
         )
-    (train_records, _), volumes = _sources(config)
+    sides, excluded = read_sides(config, need_images=False)
     autoencoder = AutoencoderKL(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
-    train, validation = (
-        LatentSource(encode(autoencoder, frozen_params, source, mesh), source.conditions) for source in volumes
+    encode = encoder(autoencoder, frozen_params, mesh)
+    batch = _encoding_batch(training_grid(spacing).shape, mesh)
+    image = jax.ShapeDtypeStruct((1, *training_grid(spacing).shape, 1), jnp.float32)
+    abstract = jax.eval_shape(lambda p, x: autoencoder.apply({"params": p}, x, method="encode"), frozen_params, image)
+    shape, autoencoder_sha256 = abstract[0].shape[1:], params_sha256(frozen_params)
+    cache = latent_cache(
+        config,
+        workdir,
+        sides,
+        encode,
+        batch_size=batch,
+        autoencoder={"autoencoder_sha256": autoencoder_sha256, "dtype": str(arguments["dtype"])},
+        latent_shape=shape,
     )
-    shape = train[0]["latent"].shape
-    scale = config.latent_scale or float(1.0 / np.std(train.latents, dtype=np.float64))
-    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], len(covariates_of(config))))
+    names = {side: [record.name for record in records] for side, records in sides.items()}
+    conditions = {side: conditions_of(config, records) for side, records in sides.items()}
+    validation = LatentSource(CachedLatents(cache, names["validation"]), conditions["validation"])
+    if cache.variants > 1 or config.latents.sample:
+        train = DrawnLatents(cache, names["train"], conditions["train"], config.latents.sample)
+    else:
+        train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
+    scale = config.latent_scale or 1.0 / cache.std(names["train"])
+    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], covariates_of(config).width))
     init, train_step, loss = stage_two.build(config, unet)
     loss = jax.jit(loss)
     schedule = stage_two.schedule_of(config)
@@ -287,41 +295,53 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
         )
         return decode_latents(autoencoder, frozen_params, latents, latent_scale)
 
+    @jax.jit
+    def decode(frozen_params, latents):
+        return decode_latents(autoencoder, frozen_params, latents, 1.0)
+
     def validate_state(state) -> dict[str, float]:
         found = []
-        for batch, real in _padded_batches(validation, size):
+        for batch, real in padded_batches(validation, size):
             found.extend(np.asarray(loss(state.ema, state.latent_scale, shard_batch(batch, mesh)), np.float64)[:real])
         return {"loss": float(np.mean(found))}
 
     def pictures(state) -> dict[str, Image.Image]:
         chosen = np.arange(PICTURES) % len(validation)
-        rows = [validation[int(i)]["condition"] for i in chosen]
+        rows = [validation[int(i)] for i in chosen]
         keys = jax.random.split(jax.random.key(config.seed), PICTURES)
-        drawn = sample(state.ema, frozen_params, state.latent_scale, jnp.asarray(np.stack(rows)), keys)
-        real = np.stack([volumes[1][int(i)]["image"][..., 0] for i in chosen])
+        drawn = sample(state.ema, frozen_params, state.latent_scale, np.stack([row["condition"] for row in rows]), keys)
+        real = decode(frozen_params, np.stack([row["latent"] for row in rows]))
         return {
             "samples": mosaic(
                 [
-                    ("held-out scans", list(real)),
+                    ("held-out scans, reconstructed", list(np.asarray(real))),
                     ("generated with the same conditions", list(np.asarray(drawn))),
                 ]
             )
         }
 
-    batch = {"latent": jnp.zeros((1, *shape)), "condition": jnp.zeros((1, len(covariates_of(config))))}
+    batch = {"latent": jnp.zeros((1, *shape)), "condition": jnp.zeros((1, covariates_of(config).width))}
     return Stage(
         init=lambda: init(jax.random.key(config.seed), batch, scale),
         train_step=train_step,
         frozen=None,
-        train=batches(train, batch_size=config.batch_size, seed=config.seed),
-        names=[record.name for record in train_records],
+        train=batches(
+            train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            transform=train.draw if isinstance(train, DrawnLatents) else None,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        names=names["train"],
         validate=validate_state,
         pictures=pictures,
         facts={
-            "scans_training": len(train),
-            "scans_validation": len(validation),
+            **_scan_facts(sides),
             "latent_scale": scale,
             "latent_shape": list(shape),
-            "autoencoder_sha256": params_sha256(frozen_params),
+            "autoencoder_sha256": autoencoder_sha256,
+            "latents": str(cache.folder),
         },
+        excluded=excluded,
     )

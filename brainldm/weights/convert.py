@@ -71,7 +71,7 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
     unet_params, unet_arguments = unet_from_monai(
         read_torch_state_dict(unet),
         num_head_channels=unstated.num_head_channels,
-        condition_dim=len(covariates),
+        condition_dim=covariates.width,
         norm_num_groups=unstated.unet_norm_groups,
     )
     if autoencoder_arguments["latent_channels"] != unet_arguments["in_channels"]:

@@ -174,7 +174,7 @@ def load_model(folder: str | Path) -> Model:
     return Model(
         spec=spec,
         autoencoder=_read(folder / AUTOENCODER, autoencoder_shapes(autoencoder, spec.grid)),
-        unet=_read(folder / UNET, unet_shapes(unet, spec.latent_shape, len(spec.covariates))),
+        unet=_read(folder / UNET, unet_shapes(unet, spec.latent_shape, spec.covariates.width)),
         sha256=hashlib.sha256(sums).hexdigest(),
     )
 

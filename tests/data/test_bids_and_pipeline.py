@@ -7,7 +7,8 @@ from brainldm.data import bids
 from brainldm.data.bids import Record, image_path, read_dataset
 from brainldm.data.covariates import Covariates
 from brainldm.data.grids import training_grid
-from brainldm.data.pipeline import VolumeSource, batches, iterate, load_image, split
+from brainldm.data.pipeline import VolumeSource, batches, iterate, load_image
+from brainldm.data.splits import split
 from brainldm.data.volumes import write_volume
 from brainldm.errors import UserError
 

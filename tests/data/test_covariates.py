@@ -1,9 +1,11 @@
 """Conditions: units, coding, ranges."""
 
+import json
+
 import numpy as np
 import pytest
 
-from brainldm.data.covariates import Covariates
+from brainldm.data.covariates import AGE, SEX, Covariates, parse_extra
 from brainldm.errors import UserError
 
 ROW = {"sex": "M", "age": 63, "ventricles_ml": 30.0, "brain_ml": 1500.0}
@@ -71,10 +73,126 @@ def test_what_lies_outside_is_said_in_units():
 def test_json_keeps_everything():
     covariates = Covariates().with_ranges({"age": (18, 90)})
     assert Covariates.from_json(covariates.to_json()) == covariates
-    assert covariates["age"].encode(54) == 0.5
+    assert covariates["age"].encode(54) == (0.5,)
 
 
 @pytest.mark.parametrize("ranges", [{"age": (5, 5)}, {"age": (9, 1)}, {"sex": (0, 1)}])
 def test_impossible_ranges_are_refused(ranges):
     with pytest.raises(UserError, match="range"):
         Covariates().with_ranges(ranges)
+
+
+def with_extra(*texts):
+    return Covariates((*Covariates().items, *map(parse_extra, texts)))
+
+
+EXTRA = ("icv_ml[mL]=1000:2000", "scanner=A|B", "site=Leeds|York|Hull")
+
+
+def test_further_conditions_widen_the_vector():
+    covariates = with_extra(*EXTRA)
+    assert (len(covariates), covariates.width) == (7, 4 + 1 + 1 + 3)
+    assert Covariates().width == 4
+    rows = [{**ROW, "icv_ml": 1250.0, "scanner": "B", "site": site} for site in ("Leeds", "York", "Hull")]
+    codes = covariates.encode(rows)
+    assert codes.shape == (3, 9)
+    np.testing.assert_array_equal(codes[:, :4], Covariates().encode([ROW] * 3))
+    np.testing.assert_array_equal(codes[:, 4:6], [[0.25, 1]] * 3)
+    np.testing.assert_array_equal(codes[:, 6:], np.eye(3))
+    decoded = covariates.decode(codes + 0.01)
+    assert [row["site"] for row in decoded] == ["Leeds", "York", "Hull"]
+    assert [row["scanner"] for row in decoded] == ["B"] * 3
+    assert covariates.encode([]).shape == (0, 9)
+
+
+def test_a_model_file_of_before_further_conditions_is_read():
+    """What model.json held when no condition had more than two levels."""
+    old = [
+        {"name": "sex", "unit": "", "description": "", "low": 0.0, "high": 1.0, "levels": ["F", "M"]},
+        {"name": "age", "unit": "years", "description": "", "low": 44.0, "high": 82.0, "levels": None},
+    ]
+    covariates = Covariates.from_json(old)
+    assert (covariates.names, covariates.width) == (("sex", "age"), 2)
+    np.testing.assert_array_equal(covariates.encode([{"sex": "M", "age": 63}]), [[1, 0.5]])
+
+
+def test_json_keeps_further_conditions():
+    covariates = with_extra(*EXTRA)
+    assert Covariates.from_json(json.loads(json.dumps(covariates.to_json()))) == covariates
+    assert covariates.column_descriptions()["site"]["Levels"].keys() == {"Leeds", "York", "Hull"}
+    assert covariates["icv_ml"].unit == "mL"
+
+
+@pytest.mark.parametrize("cell, level", [("Leeds", "Leeds"), ("leeds", "Leeds"), (" HULL ", "Hull")])
+def test_levels_are_words(cell, level):
+    assert parse_extra("site=Leeds|York|Hull").parse(cell, "here") == level
+
+
+def test_levels_that_are_numbers():
+    assert parse_extra("field=1.5|3|7").parse("3.0", "here") == "3"
+
+
+def test_levels_that_differ_by_case_alone():
+    site = parse_extra("site=a|A|b")
+    assert (site.parse("A", "here"), site.parse("a", "here"), site.parse("B", "here")) == ("A", "a", "b")
+
+
+@pytest.mark.parametrize(
+    "text, value, said",
+    [
+        ("site=Leeds|York|Hull", "Bath", "the table: site is 'Bath'.*Leeds, York or Hull"),
+        ("site=Leeds|York|Hull", "n/a", "site is missing.*leave site out"),
+        ("icv_ml[mL]=1000:2000", "big", "icv_ml is 'big', not a number. Give it in mL"),
+        ("score=0:30", "big", "score is 'big', not a number.$"),
+    ],
+)
+def test_values_of_further_conditions_that_mean_nothing(text, value, said):
+    with pytest.raises(UserError, match=said):
+        parse_extra(text).parse(value, "the table")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "is no condition"),
+        ("icv", "is no condition"),
+        ("=1:2", "is no condition"),
+        ("two words=1:2", "is no condition"),
+        ("icv=", "is no condition"),
+        ("icv=5", "no range"),
+        ("icv=5:5", "no range"),
+        ("icv=9:1", "no range"),
+        ("icv=1:inf", "no range"),
+        ("icv=a:b", "no range"),
+        ("site=A|A", "different levels"),
+        ("site=A|", "different levels"),
+        ("site=|n/a", "different levels"),
+        ("site[mL]=A|B", "no unit"),
+        ("participant_id=A|B", "cannot be a condition"),
+        ("split=train|test", "cannot be a condition"),
+    ],
+)
+def test_texts_that_name_no_condition(text, said):
+    with pytest.raises(UserError, match=rf"config.covariates.extra.*{said}"):
+        parse_extra(text)
+
+
+def test_one_name_is_one_condition():
+    with pytest.raises(UserError, match="site is named twice"):
+        with_extra("site=A|B", "site=1:2")
+
+
+def test_missing_volumes_are_to_be_measured():
+    with pytest.raises(UserError, match="ventricles_ml is missing. Measure it.*leave ventricles_ml out of config"):
+        Covariates().parse({**ROW, "ventricles_ml": "n/a"}, "the table")
+
+
+def test_shares_of_a_range_and_of_levels():
+    site = parse_extra("site=A|B|C")
+    assert [site.at(share) for share in (0, 0.32, 0.34, 0.67, 0.999)] == ["A", "A", "B", "C", "C"]
+    assert (SEX.at(0.49), SEX.at(0.5), AGE.at(0.5)) == ("F", "M", 63)
+    assert (site.span, AGE.span, parse_extra("a=1:2").span) == ("A, B or C", "44 to 82 years", "1 to 2")
+
+
+def test_range_words_of_a_condition_without_unit():
+    assert Covariates((parse_extra("score=0:30"),)).outside({"score": 40}) == ["score 40 (range 0 to 30)"]

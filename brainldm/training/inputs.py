@@ -1,0 +1,170 @@
+"""What the two stages are fed: volumes read from the dataset, latents from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from brainldm.console import Counter, say
+from brainldm.data.augmentation import Augmentation
+from brainldm.data.bids import Excluded, Record, read_dataset
+from brainldm.data.grids import training_grid
+from brainldm.data.latents import LatentCache
+from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
+from brainldm.data.splits import SPLITS, split_three
+from brainldm.errors import UserError
+from brainldm.training.config import covariates_of
+
+LATENTS = "latents"
+"""Folder of the latent cache inside a work dir."""
+
+
+def read_sides(
+    config: ml_collections.ConfigDict, need_images: bool = True
+) -> tuple[dict[str, list[Record]], tuple[Excluded, ...]]:
+    """The records of the dataset by side ("train", "validation" and "test"), and what of it is left out.
+
+    Without `need_images` a record whose image is gone stays, with the path None.
+    """
+    covariates = covariates_of(config)
+    records = read_dataset(config.data.path, covariates, config.data.max_excluded, need_images)
+    if records.excluded:
+        say(f"{len(records.excluded)} scans are left out (excluded.tsv); the first: {records.excluded[0].reason}")
+    outside = [f"{r.name}: {', '.join(o)}" for r in records if (o := covariates.outside(r.covariates))]
+    if outside:
+        say(
+            f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their codes "
+            f"leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
+        )
+    return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
+
+
+def scans_sha256(records: list[Record]) -> str:
+    """A hash of the names of scans, in their order: what besides the seed decides which scans a batch holds."""
+    return hashlib.sha256("\n".join(record.name for record in records).encode()).hexdigest()
+
+
+def conditions_of(config: ml_collections.ConfigDict, records: list[Record]) -> np.ndarray:
+    """Condition vectors, float32 [N, C]."""
+    return covariates_of(config).encode([record.covariates for record in records])
+
+
+def volume_sources(config: ml_collections.ConfigDict, sides: dict[str, list[Record]]) -> list[VolumeSource]:
+    """Training and validation volumes, read into memory where they fit."""
+    data = config.data
+    chosen = {name: sides[name] for name in SPLITS[:2]}
+    total = sum(map(len, chosen.values()))
+    sources = []
+    for records in chosen.values():
+        share = data.cache_gib * len(records) / total
+        grid, conditions = training_grid(data.spacing_mm), conditions_of(config, records)
+        sources.append(VolumeSource(records, conditions, grid, data.scaling, share, data.cache_dir))
+    unpacked = sum(source.unpacks_in_every_epoch for source in sources)
+    if unpacked:
+        say(
+            f"{unpacked} of {total} scans are compressed (.nii.gz) and do not fit into config.data.cache_gib="
+            f"{data.cache_gib:g}: they are unpacked whenever they are drawn, some tenths of a second each at 1 mm. "
+            "`brainldm prepare` writes volumes that need no unpacking; or name a folder for unpacked copies by "
+            "--config.data.cache_dir=FOLDER (12 MB a scan at 1 mm)."
+        )
+    for what, source in zip(("reading scans to train on", "reading held-out scans"), sources, strict=True):
+        if source.fits:
+            with Counter(what, len(source)) as progress:
+                source.preload(data.threads, progress)
+    return sources
+
+
+def augmentation_of(config: ml_collections.ConfigDict) -> Augmentation:
+    """The random changes that a config asks for."""
+    return Augmentation(**config.data.augment.to_dict())
+
+
+def augment_elements(
+    config: ml_collections.ConfigDict,
+) -> Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None:
+    """The transform for `batches` that changes images [D, H, W, 1], or None when nothing is to be changed."""
+    augment, spacing = augmentation_of(config), config.data.spacing_mm
+    if not augment.active:
+        return None
+
+    def transform(element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**element, "image": augment(element["image"][..., 0], rng, spacing)[..., None]}
+
+    return transform
+
+
+def padded_batches(source: Any, size: int, threads: int = 0) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Batches of one fixed size over the whole source, and how many rows of each are real; threads read ahead."""
+    rows = read_ahead(source.__getitem__, range(len(source)), threads, size)
+    for start in range(0, len(source), size):
+        real = min(size, len(source) - start)
+        batch = [next(rows) for _ in range(real)]
+        batch += [batch[-1]] * (size - real)
+        yield {key: np.stack([row[key] for row in batch]) for key in batch[0]}, real
+
+
+def latent_cache(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    sides: dict[str, list[Record]],
+    encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    *,
+    batch_size: int,
+    autoencoder: dict[str, Any],
+    latent_shape: tuple[int, ...],
+) -> LatentCache:
+    """The encoded scans of all sides, encoding what is missing.
+
+    `autoencoder` is what identifies the networks that encode (JSON). `encode(images [batch_size, D, H, W, 1])` gives
+    posterior means and standard deviations. Raises UserError when the cache there is of another autoencoder or of
+    other images, or a scan that is missing in it has no image.
+    """
+    augment, grid = augmentation_of(config), training_grid(config.data.spacing_mm)
+    variants = config.latents.variants
+    if variants < 1:
+        raise UserError(f"config.latents.variants is {variants}; at least 1 (the scan as it is) is wanted.")
+    if variants > 1 and not augment.active:
+        raise UserError(
+            f"config.latents.variants is {variants}, but nothing in config.data.augment is switched on, so all "
+            "variants would be the same. Set a probability, for example --config.data.augment.affine_probability=1."
+        )
+    identity = {
+        **autoencoder,
+        "spacing_mm": config.data.spacing_mm,
+        "scaling": config.data.scaling,
+        "latent_shape": latent_shape,
+        "variants": variants,
+        "augment": {**config.data.augment.to_dict(), "seed": config.seed} if variants > 1 else None,
+    }
+    cache = LatentCache(config.latents.path or Path(workdir) / LATENTS, identity)
+    missing = cache.missing(record for name in SPLITS for record in sides[name])
+    if missing:
+        _require_images(config, missing, len(cache))
+        cache.encode_missing(
+            sorted(missing, key=lambda record: record.name),
+            lambda record: load_image(record, grid, config.data.scaling),
+            encode,
+            batch_size=batch_size,
+            threads=config.data.threads,
+            vary=lambda image, rng: augment(image, rng, config.data.spacing_mm),
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    return cache
+
+
+def _require_images(config: ml_collections.ConfigDict, records: list[Record], encoded: int) -> None:
+    """Raise UserError when scans that have to be encoded have no image."""
+    gone = [record.name for record in records if record.path is None]
+    if gone:
+        raise UserError(
+            f"{config.data.path}: {len(gone)} scans have no T1w image and are not among the {encoded} encoded ones "
+            f"({', '.join(gone[:5])}). Bring the images back, or take the rows out of participants.tsv."
+        )

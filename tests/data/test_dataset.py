@@ -1,0 +1,167 @@
+"""A BIDS dataset for training: what is left out, what stops it, and what the table says beyond the conditions."""
+
+import pytest
+
+from brainldm.data.bids import Excluded, inside, read_dataset, read_participants, write_excluded
+from brainldm.data.covariates import Covariates, parse_extra
+from brainldm.errors import UserError
+
+HEAD = "participant_id\tsex\tage\tventricles_ml\tbrain_ml\tsplit\tsite"
+
+
+def dataset(root, *rows, head=HEAD):
+    """Rows as text; an image (not looked into) for every participant that is a BIDS id."""
+    root.mkdir(exist_ok=True)
+    (root / "participants.tsv").write_text("\n".join([head, *rows]) + "\n")
+    for row in rows:
+        who = row.split("\t")[0]
+        if "/" not in who:
+            (root / who / "anat").mkdir(parents=True, exist_ok=True)
+            (root / who / "anat" / f"{who}_T1w.nii.gz").touch()
+    return root
+
+
+def row(who, sex="F", age="60", ventricles="30", brain="1500", split="train", site="A"):
+    return "\t".join((who, sex, age, ventricles, brain, split, site))
+
+
+GOOD = [row(f"sub-{k}") for k in range(8)]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "bids"
+
+
+def test_unusable_rows_up_to_a_share_are_left_out_and_listed(root, tmp_path):
+    dataset(root, *GOOD, row("sub-old", age="850"), row("sub-gap", brain="n/a"))
+    with pytest.raises(UserError, match=r"2 of 10 scans cannot be used.*0.1 is allowed.*sub-old.*sub-gap"):
+        read_dataset(root, Covariates(), max_excluded=0.1)
+    found = read_dataset(root, Covariates(), max_excluded=0.2)
+    assert [record.name for record in found] == [f"sub-{k}" for k in range(8)]
+    assert len(found) == 8 and found[0].covariates["age"] == 60
+    assert [entry.name for entry in found.excluded] == ["sub-old", "sub-gap"]
+    write_excluded(tmp_path / "excluded.tsv", found.excluded)
+    lines = (tmp_path / "excluded.tsv").read_text().splitlines()
+    assert len(lines) == 3 and "brain_ml is missing. Measure it" in lines[1] and lines[1].startswith("sub-gap\tn/a\t")
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        (row("sub-x", sex="3"), "sub-x: sex is '3'"),
+        (row("sub-x", age="sixty"), "sub-x: age is 'sixty'"),
+        (row("sub-x", age="850"), "sub-x: age is '850', which is no age"),
+        (row("sub-x", brain="-5"), "sub-x: brain_ml is '-5', which is no volume"),
+        (row("sub-x", age=""), "sub-x: age is missing"),
+        (row("../x"), "'../x'.* is not a BIDS id"),
+        (row("sub-a/b"), "is not a BIDS id"),
+        (row("sub-" + "x" * 65), "is not a BIDS id"),
+        (row("sub-0"), "sub-0 appear more than once"),
+    ],
+)
+def test_one_bad_row_stops_a_run_that_allows_none(root, bad, said):
+    dataset(root, *GOOD, bad)
+    with pytest.raises(UserError, match=said):
+        read_dataset(root, Covariates())
+    assert len(read_dataset(root, Covariates(), max_excluded=0.3)) in (7, 8)
+
+
+def test_a_dataset_of_nothing_but_bad_rows_is_refused_whatever_is_allowed(root):
+    dataset(root, row("sub-a", age="x"), row("sub-b", age="60", sex="3"))
+    with pytest.raises(UserError, match="2 of 2 scans"):
+        read_dataset(root, Covariates(), max_excluded=1)
+
+
+@pytest.mark.parametrize("name, cells", [("ventricles_ml", {"ventricles": "n/a"}), ("brain_ml", {"brain": ""})])
+def test_a_volume_that_nobody_has_is_to_be_measured_or_left_out(root, name, cells):
+    dataset(root, *(row(f"sub-{k}", **cells) for k in range(3)))
+    rest = tuple(other for other in Covariates().names if other != name)
+    with pytest.raises(UserError, match=f"{name} is missing for all 3 scans. Measure it first, or leave") as caught:
+        read_dataset(root, Covariates(), max_excluded=1)
+    assert f"config.covariates.names={rest!r}" in str(caught.value)
+    assert len(read_dataset(root, Covariates(tuple(Covariates()[other] for other in rest)))) == 3
+
+
+def test_the_column_split(root):
+    said = ["train", "Training", "val", "validation", "TEST", "n/a", "odd"]
+    dataset(root, *(row(f"sub-{k}", split=text) for k, text in enumerate(said)))
+    found = [record.split for record in read_dataset(root, Covariates())]
+    assert found == ["train", "train", "validation", "validation", "test", None, "odd"]
+
+
+def test_further_conditions_are_read(root):
+    dataset(root, *GOOD, row("sub-b", site="b"))
+    covariates = Covariates((Covariates()["age"], parse_extra("site=A|B")))
+    records = read_dataset(root, covariates)
+    assert records[0].covariates == {"age": 60.0, "site": "A"} and records[-1].covariates["site"] == "B"
+    with pytest.raises(UserError, match="no column scanner"):
+        read_dataset(root, Covariates((parse_extra("scanner=A|B"),)))
+
+
+def test_uk_biobank_names_in_a_dataset(root):
+    dataset(root, "sub-1\t1\t63\t30000\t1500000", head="participant_id\t31-0.0\t21003-2.0\t25004-2.0\t25009-2.0")
+    record = read_dataset(root, Covariates())[0]
+    assert record.covariates == {"sex": "M", "age": 63.0, "ventricles_ml": 30.0, "brain_ml": 1500.0}
+    assert set(read_participants(root).columns) == {"participant_id", *Covariates().names}
+
+
+def test_a_coding_that_nobody_needs_is_not_asked_for(root):
+    dataset(root, *(row(f"sub-{k}", sex="2") for k in range(2)))
+    assert len(read_dataset(root, Covariates((Covariates()["age"],)))) == 2
+    with pytest.raises(UserError, match="sub-0: sex is '2', which could mean anything"):
+        read_dataset(root, Covariates())
+
+
+def test_images_can_be_gone_when_they_are_not_needed(root):
+    dataset(root, *GOOD)
+    (root / "sub-3/anat/sub-3_T1w.nii.gz").unlink()
+    with pytest.raises(UserError, match="no T1w image for sub-3"):
+        read_dataset(root, Covariates())
+    found = read_dataset(root, Covariates(), need_images=False)
+    assert len(found) == 8 and found[3].path is None and found[4].path is not None
+
+
+def test_ids_that_begin_alike_do_not_share_images(root):
+    dataset(root, row("sub-1"), row("sub-10"))
+    (root / "sub-1/anat/sub-10_T1w.nii.gz").touch()
+    assert read_dataset(root, Covariates())[0].path.name == "sub-1_T1w.nii.gz"
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_links_out_of_the_dataset_are_not_followed(root, tmp_path, linked):
+    dataset(root, *GOOD)
+    outside = tmp_path / "private/anat"
+    outside.mkdir(parents=True)
+    (outside / "sub-0_T1w.nii.gz").touch()
+    (root / "sub-0/anat/sub-0_T1w.nii.gz").unlink()
+    if linked == "file":
+        (root / "sub-0/anat/sub-0_T1w.nii.gz").symlink_to(outside / "sub-0_T1w.nii.gz")
+    else:
+        (root / "sub-0/anat").rmdir()
+        (root / "sub-0/anat").symlink_to(outside)
+    with pytest.raises(UserError, match="sub-0_T1w.nii.gz: a symbolic link leads out"):
+        read_dataset(root, Covariates())
+
+
+def test_a_link_to_the_dataset_is_the_dataset(root, tmp_path):
+    dataset(root, *GOOD)
+    (tmp_path / "link").symlink_to(root)
+    assert len(read_dataset(tmp_path / "link", Covariates())) == 8
+
+
+def test_inside(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/out").symlink_to(tmp_path)
+    assert inside(tmp_path, tmp_path / "a/b/../c")
+    assert not inside(tmp_path / "a", tmp_path / "a/../b")
+    assert not inside(tmp_path / "a", tmp_path / "a/out/b")
+    assert not inside(tmp_path / "a", tmp_path / "ab")
+
+
+def test_a_reason_stays_on_its_line(tmp_path):
+    write_excluded(tmp_path / "e.tsv", [Excluded("sub-a\n_ses-1", tmp_path / "x\ty", "find", "two\nlines\tand a tab")])
+    lines = (tmp_path / "e.tsv").read_text().splitlines()
+    assert len(lines) == 2 and lines[1].split("\t")[4] == "two lines and a tab"
+    write_excluded(tmp_path / "e.tsv", [Excluded("\udcff.nii", None, "find", "no id")])
+    assert b"\\udcff.nii" in (tmp_path / "e.tsv").read_bytes()
