@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from brainldm.console import Counter
-from brainldm.data.costs import Plan
-from brainldm.data.fingerprint import Fingerprint, collect
-from brainldm.data.inspection import Options
-from brainldm.data.volumes import write_atomically
+from brainldm.data.fingerprint.collect import Fingerprint, collect
+from brainldm.data.fingerprint.costs import Plan
+from brainldm.data.fingerprint.inspection import Options
 from brainldm.errors import UserError
+from brainldm.files import write_atomically
 from brainldm.train import parse
 from brainldm.training.config import covariates_of
 
@@ -36,7 +36,7 @@ def check(
     with _Progress() as progress:
         found = collect(source, table=table, pattern=pattern, options=options, progress=progress)
     if page:
-        from brainldm.data.fingerprint_page import render
+        from brainldm.data.fingerprint.page import render
 
         try:
             write_atomically(page, render(found.as_dict()).encode())
@@ -59,15 +59,8 @@ def require_usable(found: Fingerprint) -> None:
 def with_config(options: Options, path: str) -> Options:
     """`options` with what the training config at `path` says. Raises UserError when it cannot be read."""
     config, _ = parse(["--config", path, "--workdir", "."])
-    try:
-        stage = config.stage
-    except Exception as error:  # a file that cannot be loaded is found at the first use, with any kind of error
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--config {path}: cannot be loaded ({reason}). Give a training config FILE.py[:arg]."
-        ) from error
     plan = Plan(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
-    if stage == "autoencoder":
+    if config.stage == "autoencoder":
         levels = len(config.model.channels)
         plan = dataclasses.replace(plan, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
     latents = config.get("latents", None)

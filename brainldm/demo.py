@@ -10,8 +10,8 @@ from typing import Any
 
 from brainldm.assess import assess
 from brainldm.console import Counter, duration, say
-from brainldm.data.bids import require_new_folder
-from brainldm.data.population import write_population
+from brainldm.data.embedded.population import write_population
+from brainldm.files import require_new_folder
 from brainldm.generation.dataset import Settings, generate, read_conditions
 from brainldm.train import run as run_training
 from brainldm.training.config import config_file

@@ -28,14 +28,17 @@ def parse(arguments: Sequence[str]):
     flags.DEFINE_string("workdir", None, "where the run keeps everything", flag_values=flag_values)
     try:
         rest = flag_values(command)[1:]
+        config = flag_values.config
+        if config is not None:
+            config.get("stage")  # what could not be loaded says so when it is first looked at
     except UserError:
         raise
     except Exception as error:  # absl, ml_collections and the config file itself raise many kinds
         raise UserError(f"train {' '.join(arguments)}: {_clean(error)}") from error
-    if rest or not flag_values.config or not flag_values.workdir:
+    if rest or not config or not flag_values.workdir:
         what = f"unexpected {' '.join(rest)}" if rest else "--config and --workdir are both needed"
         raise UserError(f"{what}. Write: brainldm train --config FILE.py[:arg] --workdir DIR [--config.key=value ...]")
-    return flag_values.config, flag_values.workdir
+    return config, flag_values.workdir
 
 
 def _clean(error: Exception) -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from brainldm.cli import main
 from brainldm.data.bids import image_path
+from brainldm.data.embedded.population import write_population
 from brainldm.data.grids import training_grid
-from brainldm.data.population import write_population
 from brainldm.data.volumes import write_volume
 
 

@@ -12,7 +12,7 @@ import pytest
 from brainldm.cli import main
 from brainldm.data.grids import training_grid
 
-VERBS = ("demo", "population", "train", "export", "generate", "evaluate", "convert")
+VERBS = ("demo", "population", "prepare", "check", "train", "export", "generate", "evaluate", "convert")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -158,6 +158,11 @@ def test_a_config_that_is_not_there(data, tmp_path, capsys):
     check_refusal(capsys, train(data, tmp_path / "run", config="no/such_config.py"), "no/such_config.py")
 
 
+def test_a_config_that_is_not_there_and_is_not_overridden(tmp_path, capsys):
+    arguments = ["train", "--config", str(tmp_path / "nowhere.py"), "--workdir", str(tmp_path / "run")]
+    check_refusal(capsys, arguments, "nowhere.py")
+
+
 def test_a_work_dir_that_holds_something_else(data, tmp_path, capsys, repository, monkeypatch):
     monkeypatch.chdir(repository)
     (tmp_path / "run").mkdir()
@@ -234,7 +239,7 @@ def test_nothing_is_overwritten(verb, demo_run, model, data, tmp_path, capsys):
 
 
 def test_real_scans_coarser_than_the_generated_ones(demo_run, tmp_path, capsys):
-    from brainldm.data.population import write_population
+    from brainldm.data.embedded.population import write_population
 
     write_population(tmp_path / "fine", 2, 2)
     arguments = ["evaluate", str(tmp_path / "fine"), str(demo_run / "held_out"), str(tmp_path / "out")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import re
 from collections import Counter
@@ -14,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from brainldm.data.columns import STANDARD
 from brainldm.data.covariates import BRAIN, VENTRICLES, Covariates, is_missing
-from brainldm.data.tables import Table, read_table
-from brainldm.data.volumes import write_atomically
+from brainldm.data.sources.columns import STANDARD
+from brainldm.data.sources.tables import Table, read_table
 from brainldm.errors import UserError
+from brainldm.files import write_atomically, write_json
 
 BIDS_VERSION = "1.10.0"
 _PARTICIPANT = re.compile(r"sub-[0-9A-Za-z+]{1,64}")
@@ -269,31 +268,3 @@ def write_dataset_files(
     write_json(root / "participants.json", columns)
     write_atomically(root / "README", readme.encode())
     write_atomically(root / "participants.tsv", text.getvalue().encode())
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON, indented, whole or not at all."""
-    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: str | Path) -> Any:
-    """Read JSON. Raises UserError when the file is absent or not JSON."""
-    try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from error
-
-
-def require_new_folder(path: str | Path, own: str | None = None) -> Path:
-    """`path` when it does not exist, is empty, or holds the file `own` that marks it as ours to continue.
-
-    Raises UserError otherwise, so that nothing is ever overwritten.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file. Give a folder that does not exist yet.")
-    if path.is_dir() and any(path.iterdir()) and not (own and (path / own).exists()):
-        raise UserError(f"{path}: already holds something else, and nothing is overwritten. Choose another folder.")
-    return path

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from brainldm.console import Counter, say
-from brainldm.data.bids import Record, read_json, write_json
+from brainldm.data.bids import Record
 from brainldm.data.pipeline import read_ahead
-from brainldm.data.volumes import write_atomically
 from brainldm.errors import UserError
+from brainldm.files import read_json, write_atomically, write_json
 
 INDEX = "index.json"
 SHARD_SCANS = 64

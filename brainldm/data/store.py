@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 
 from brainldm.data.grids import SPACINGS_MM, Grid, training_grid
-from brainldm.data.volumes import Volume, block_average, read_volume, write_atomically
+from brainldm.data.volumes import Volume, block_average, read_volume
 from brainldm.errors import UserError
+from brainldm.files import write_atomically
 
 _HEADER = 348
 _TYPES = {2: np.dtype("u1"), 4: np.dtype("<i2"), 16: np.dtype("<f4"), 512: np.dtype("<u2")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from brainldm.data.headers import BLOCK_BYTES, Header, opened, parse_header
 from brainldm.errors import UserError
+from brainldm.files import write_atomically
 
 INT16_MAX = 32767
 _CHUNK_BYTES = 2**20
@@ -132,29 +132,6 @@ def write_volume(
         content = gzip.compress(content, compresslevel=1, mtime=0)
     write_atomically(path, content)
     return content
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a whole file or none: into a temporary file of the same folder, flushed, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def block_average(data: np.ndarray, factor: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from brainldm.data.population import Population
+from brainldm.data.embedded.population import Population
 from brainldm.evaluation.volumes import measure_raw
 
 NAMES = ("ventricles_ml", "brain_ml")

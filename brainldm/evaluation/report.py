@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 import brainldm
-from brainldm.data.bids import require_new_folder, write_json
 from brainldm.data.grids import Grid
-from brainldm.data.volumes import write_atomically
 from brainldm.evaluation.conditioning import agreement
 from brainldm.evaluation.page import render
 from brainldm.evaluation.scans import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.ssim import ms_ssim, pairwise_ms_ssim, scales_for
 from brainldm.evaluation.volumes import Measurement, measure, spacing_of
+from brainldm.files import require_new_folder, write_atomically, write_json
 
 MEASURED = ("ventricles_ml", "brain_ml")
 TITLES = {"ventricles_ml": "Ventricular volume", "brain_ml": "Brain volume"}

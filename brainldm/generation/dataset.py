@@ -14,16 +14,11 @@ import numpy as np
 
 from brainldm import __version__
 from brainldm.console import Counter
-from brainldm.data.bids import (
-    image_path,
-    read_participants,
-    require_new_folder,
-    write_dataset_files,
-    write_json,
-)
+from brainldm.data.bids import image_path, read_participants, write_dataset_files
 from brainldm.data.covariates import Covariates
 from brainldm.data.volumes import write_volume
 from brainldm.errors import UserError
+from brainldm.files import require_new_folder, write_json
 from brainldm.generation.sample import make_sampler
 from brainldm.weights.model_folder import Model
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 
 from brainldm import __version__
-from brainldm.data.bids import read_json
 from brainldm.data.grids import training_grid
 from brainldm.errors import UserError
+from brainldm.files import read_json
 from brainldm.parallel.mesh import data_mesh
 from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import signal
 import sys
 import time
 from importlib import metadata
@@ -18,10 +17,12 @@ from clu import parameter_overview
 
 from brainldm import __version__
 from brainldm.console import Counter, say
-from brainldm.data.bids import read_json, require_new_folder, write_excluded, write_json
+from brainldm.data.bids import write_excluded
 from brainldm.data.latents import INDEX
 from brainldm.data.pipeline import iterate
 from brainldm.errors import Stopped, UserError
+from brainldm.files import read_json, require_new_folder, write_json
+from brainldm.interrupts import StopRequest
 from brainldm.parallel.mesh import check_batch_size, data_mesh, replicated, shard_batch
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
@@ -85,7 +86,6 @@ def _loop(
     step_function = jax.jit(
         stage.train_step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)
     )
-    stop = _StopRequest()
     every = config.every
     batches = iterate(stage.train, start, config.data.threads, config.data.prefetch)
     speed = _Speed(config.batch_size)
@@ -114,7 +114,7 @@ def _loop(
             plot_progress(workdir)
 
     try:
-        with Counter(f"training the {config.stage}", config.num_steps, start) as counter:
+        with StopRequest() as stop, Counter(f"training the {config.stage}", config.num_steps, start) as counter:
             # The order is fixed: train, read, validate the new state, draw, save. What is saved has been read and found
             # finite, and holds its own validation, so that a continued run repeats nothing and leaves nothing out.
             for step in range(start + 1, config.num_steps + 1):
@@ -148,7 +148,6 @@ def _loop(
                         "command goes on from there."
                     )
     finally:
-        stop.restore()
         writer.close()
     plot_progress(workdir)
 
@@ -255,23 +254,3 @@ class _Speed:
 
     def samples_per_second(self) -> float:
         return self._done / max(time.monotonic() - self._since, 1e-9) if self._done else 0.0
-
-
-class _StopRequest:
-    """Set by SIGTERM and Ctrl-C. The loop sees it after the step under way."""
-
-    def __init__(self):
-        self.requested = False
-        self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._request)
-            except ValueError:  # not the main thread, where Python allows no handlers
-                pass
-
-    def _request(self, number, frame) -> None:
-        self.requested = True
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from brainldm.data.bids import Excluded, Record, read_json
+from brainldm.data.bids import Excluded, Record
 from brainldm.data.grids import training_grid
 from brainldm.data.latents import CachedLatents, DrawnLatents
 from brainldm.data.mosaics import mosaic
 from brainldm.data.pipeline import LatentSource, batches
 from brainldm.diffusion.latent import decode_latents, sample_latents
 from brainldm.errors import UserError
+from brainldm.files import read_json
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.parallel.mesh import replicated, shard_batch
 from brainldm.training import autoencoder as stage_one

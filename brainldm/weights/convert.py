@@ -11,11 +11,10 @@ from typing import Any
 import safetensors.numpy
 
 from brainldm import __version__
-from brainldm.data.bids import require_new_folder
 from brainldm.data.covariates import Covariates
 from brainldm.data.grids import training_grid
-from brainldm.data.volumes import write_atomically
 from brainldm.errors import UserError
+from brainldm.files import require_new_folder, write_atomically
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
 from brainldm.weights.monai import (
     autoencoder_from_monai,

@@ -23,11 +23,10 @@ import numpy as np
 import safetensors.numpy
 
 from brainldm import __version__
-from brainldm.data.bids import read_json, require_new_folder
 from brainldm.data.covariates import Covariates
 from brainldm.data.grids import Grid
-from brainldm.data.volumes import write_atomically
 from brainldm.errors import UserError
+from brainldm.files import read_json, require_new_folder, write_atomically
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.unet import DiffusionUNet
 

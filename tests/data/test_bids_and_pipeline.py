@@ -11,6 +11,7 @@ from brainldm.data.pipeline import VolumeSource, batches, iterate, load_image
 from brainldm.data.splits import split
 from brainldm.data.volumes import write_volume
 from brainldm.errors import UserError
+from brainldm.files import read_json, require_new_folder
 
 GRID = training_grid(4)
 COVARIATES = Covariates()
@@ -57,8 +58,8 @@ def test_reading_what_was_written(dataset):
     records = read_dataset(dataset, COVARIATES)
     assert [r.name for r in records] == [f"sub-{i:02d}" for i in range(1, 6)]
     assert records[1].covariates == {"sex": "M", "age": 51.0, "ventricles_ml": 21.0, "brain_ml": 1401.0}
-    assert bids.read_json(dataset / "dataset_description.json")["GeneratedBy"] == [{"Name": "test"}]
-    assert bids.read_json(dataset / "participants.json")["age"]["Units"] == "years"
+    assert read_json(dataset / "dataset_description.json")["GeneratedBy"] == [{"Name": "test"}]
+    assert read_json(dataset / "participants.json")["age"]["Units"] == "years"
 
 
 def test_sessions_and_spaces_are_found(tmp_path):
@@ -99,10 +100,10 @@ def test_a_missing_dataset_is_refused(tmp_path):
 def test_folders_that_hold_something_else_are_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="already holds"):
-        bids.require_new_folder(tmp_path)
-    assert bids.require_new_folder(tmp_path, own="thesis.txt") == tmp_path
+        require_new_folder(tmp_path)
+    assert require_new_folder(tmp_path, own="thesis.txt") == tmp_path
     with pytest.raises(UserError, match="is a file"):
-        bids.require_new_folder(tmp_path / "thesis.txt")
+        require_new_folder(tmp_path / "thesis.txt")
 
 
 def test_finer_volumes_are_averaged_onto_the_grid(tmp_path):

@@ -11,15 +11,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainldm.data.costs import Plan, costs
 from brainldm.data.covariates import Covariates
-from brainldm.data.distributions import PERCENTILES, describe_columns, intensities
-from brainldm.data.duplicates import same_files
-from brainldm.data.fingerprint import collect
-from brainldm.data.fingerprint_page import render
-from brainldm.data.fingerprint_text import lines
+from brainldm.data.fingerprint.collect import collect
+from brainldm.data.fingerprint.costs import Plan, costs
+from brainldm.data.fingerprint.distributions import PERCENTILES, describe_columns, intensities
+from brainldm.data.fingerprint.duplicates import same_files
+from brainldm.data.fingerprint.inspection import Options
+from brainldm.data.fingerprint.page import render
+from brainldm.data.fingerprint.text import lines
 from brainldm.data.grids import training_grid
-from brainldm.data.inspection import Options
 from brainldm.data.outside import look_at
 from brainldm.data.volumes import write_volume
 from brainldm.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 
 from brainldm.data.bids import read_dataset
 from brainldm.data.covariates import Covariates
-from brainldm.data.population import SPACE, Population, population_of, write_population
+from brainldm.data.embedded.population import SPACE, Population, population_of, write_population
 from brainldm.data.template import COPYRIGHT_NOTICE
 from brainldm.data.volumes import read_volume
 from brainldm.errors import UserError
@@ -215,5 +215,5 @@ def test_people_differ(at_4mm):
 
 
 def test_no_jax_in_the_workers(repository):
-    code = "import sys, brainldm.data.population; sys.exit('jax' in sys.modules)"
+    code = "import sys, brainldm.data.embedded.population; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, check=False).returncode == 0

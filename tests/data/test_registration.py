@@ -5,9 +5,9 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brainldm.data import registration
 from brainldm.data.geometry import background_value
-from brainldm.data.registration import LIMITS, REGISTERED_LIMITS, find_skull, judge, register
+from brainldm.data.preparation import registration
+from brainldm.data.preparation.registration import LIMITS, REGISTERED_LIMITS, find_skull, judge, register
 from brainldm.data.template import load_template
 from brainldm.data.volumes import Volume, read_volume
 from brainldm.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brainldm.data.bids import write_excluded
-from brainldm.data.sources import find_scans
+from brainldm.data.sources.find import find_scans
 from brainldm.errors import UserError
 
 STANDARD = {"sex": "n/a", "age": "n/a", "ventricles_ml": "n/a", "brain_ml": "n/a"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from brainldm.data.tables import MAX_COLUMNS, read_table
+from brainldm.data.sources.tables import MAX_COLUMNS, read_table
 from brainldm.errors import UserError
 
 

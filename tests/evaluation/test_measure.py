@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from brainldm.data.embedded.population import Population
 from brainldm.data.grids import Grid, training_grid
-from brainldm.data.population import Population
 from brainldm.data.volumes import block_average, read_volume
 from brainldm.errors import UserError
 from brainldm.evaluation.volumes import measure

@@ -9,7 +9,7 @@ import pytest
 
 from brainldm.data.bids import Record, read_dataset
 from brainldm.data.covariates import Covariates
-from brainldm.data.population import write_population
+from brainldm.data.embedded.population import write_population
 from brainldm.data.volumes import block_average, read_volume, write_volume
 from brainldm.errors import UserError
 from brainldm.evaluation.plots import nearest, spread

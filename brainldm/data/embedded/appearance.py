@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from brainldm.data.anatomy import NODES, Anatomy, Tissues
-from brainldm.data.deformation import random_field
+from brainldm.data.embedded.anatomy import NODES, Anatomy, Tissues
+from brainldm.data.embedded.deformation import random_field
 
 REFERENCE_AGE = 63.0
 

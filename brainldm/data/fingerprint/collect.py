@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from brainldm.data.bids import scan_name, split_of
-from brainldm.data.columns import STANDARD
-from brainldm.data.costs import Cost, costs
 from brainldm.data.covariates import Covariates, is_missing
-from brainldm.data.distributions import Column, describe_columns, spread
-from brainldm.data.duplicates import groups, same_files
-from brainldm.data.findings import Finding, findings
+from brainldm.data.fingerprint.costs import Cost, costs
+from brainldm.data.fingerprint.distributions import Column, describe_columns, spread
+from brainldm.data.fingerprint.duplicates import groups, same_files
+from brainldm.data.fingerprint.findings import Finding, findings
+from brainldm.data.fingerprint.inspection import Inspection, Opened, Options, Progress, inspect
 from brainldm.data.grids import Grid, training_grid
-from brainldm.data.inspection import Inspection, Opened, Options, Progress, inspect
 from brainldm.data.outside import Outside
-from brainldm.data.scan import SMALLEST_FOV_MM
-from brainldm.data.sources import Scan, find_scans
-from brainldm.data.tables import read_table
+from brainldm.data.preparation.scan import SMALLEST_FOV_MM
+from brainldm.data.sources.columns import STANDARD
+from brainldm.data.sources.find import Scan, find_scans
+from brainldm.data.sources.tables import read_table
 from brainldm.errors import UserError
 
 OBLIQUE_DEG = 0.5

@@ -22,7 +22,6 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brainldm.data.fit_quality import Reference, agreement, coverage, overlap, similarity, template_reference
 from brainldm.data.geometry import (
     background_value,
     correlation,
@@ -33,6 +32,14 @@ from brainldm.data.geometry import (
     sample,
     shrink,
     to_world,
+)
+from brainldm.data.preparation.fit_quality import (
+    Reference,
+    agreement,
+    coverage,
+    overlap,
+    similarity,
+    template_reference,
 )
 from brainldm.data.volumes import Volume
 from brainldm.errors import UserError

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from brainldm import __version__
-from brainldm.data import fingerprint_plots as plots
-from brainldm.data.costs import readable_bytes
-from brainldm.data.findings import counted
-from brainldm.data.fingerprint_text import amount, headline, measured_text, planned, range_of, time_of, values_of
+from brainldm.data.fingerprint import plots
+from brainldm.data.fingerprint.costs import readable_bytes
+from brainldm.data.fingerprint.findings import counted
+from brainldm.data.fingerprint.text import amount, headline, measured_text, planned, range_of, time_of, values_of
 from brainldm.webpage import card, document, picture, section, table
 
 ROWS = 1000

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from brainldm.data.distributions import PERCENTILES
+from brainldm.data.fingerprint.distributions import PERCENTILES
 
 INK, SHADE, FAINT = "#1f5fa8", "#b7791f", "#555555"
 ACROSS = 3

@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from brainldm.data.costs import Plan
 from brainldm.data.covariates import Covariates
-from brainldm.data.distributions import Intensities, intensities
-from brainldm.data.duplicates import file_sha256
+from brainldm.data.fingerprint.costs import Plan
+from brainldm.data.fingerprint.distributions import Intensities, intensities
 from brainldm.data.outside import Outside, look_at
-from brainldm.data.scan import looks_like_labels
-from brainldm.data.sources import Scan
+from brainldm.data.preparation.scan import looks_like_labels
+from brainldm.data.sources.find import Scan
 from brainldm.data.volumes import read_volume
 from brainldm.errors import UserError
+from brainldm.files import file_sha256
 
 SAMPLE = 200
 """Scans read in full when nothing else is asked; a smaller dataset is read whole."""

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from brainldm.data.costs import readable_bytes
+from brainldm.data.fingerprint.costs import readable_bytes
 from brainldm.data.splits import SPLITS
 
 if TYPE_CHECKING:
-    from brainldm.data.fingerprint import Fingerprint
+    from brainldm.data.fingerprint.collect import Fingerprint
 
 LEVELS = ("error", "warning", "note")
 """error: something would be rejected, or results would mislead. warning: worth a decision. note: good to know."""

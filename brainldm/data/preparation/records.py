@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from brainldm.data.bids import read_json, write_json
-from brainldm.data.duplicates import file_sha256
+from brainldm.data.embedded.population import SPACE
 from brainldm.data.grids import Grid
 from brainldm.data.identity import Scan
-from brainldm.data.population import SPACE
 from brainldm.data.volumes import write_volume
 from brainldm.errors import UserError
+from brainldm.files import file_sha256, read_json, write_json
 
 EXCLUDED = "excluded"
 """Folder of the records, and where there is one the image, of scans that are not passed on."""

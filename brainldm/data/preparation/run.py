@@ -16,18 +16,18 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from brainldm.data import records
-from brainldm.data.bids import read_json, require_new_folder, write_json
-from brainldm.data.folders import is_bids
+from brainldm.data.embedded.population import SPACE
 from brainldm.data.identity import Scan
-from brainldm.data.population import SPACE
-from brainldm.data.prepared_tables import write_excluded_table, write_tables
-from brainldm.data.records import Places
-from brainldm.data.registration import require_simpleitk
-from brainldm.data.scan import Options, Rejected, prepare_scan, software
-from brainldm.data.sources import Found, find_scans
-from brainldm.data.stripping import list_masks, mask_of
+from brainldm.data.preparation import records
+from brainldm.data.preparation.records import Places
+from brainldm.data.preparation.registration import require_simpleitk
+from brainldm.data.preparation.scan import Options, Rejected, prepare_scan, software
+from brainldm.data.preparation.stripping import list_masks, mask_of
+from brainldm.data.preparation.tables import write_excluded_table, write_tables
+from brainldm.data.sources.find import Found, find_scans
+from brainldm.data.sources.folders import is_bids
 from brainldm.errors import BrainldmError, Stopped, UserError
+from brainldm.files import read_json, require_new_folder, write_json
 from brainldm.interrupts import StopRequest
 
 MARK = "prepare.json"

@@ -18,13 +18,14 @@ import numpy as np
 
 import brainldm
 from brainldm.data import bids, volumes
-from brainldm.data.anatomy import Anatomy, Shape, Tissues, draw_shape
-from brainldm.data.appearance import draw_image
 from brainldm.data.covariates import Covariates
-from brainldm.data.demographics import draw_conditions
+from brainldm.data.embedded.anatomy import Anatomy, Shape, Tissues, draw_shape
+from brainldm.data.embedded.appearance import draw_image
+from brainldm.data.embedded.demographics import draw_conditions
 from brainldm.data.grids import Grid
 from brainldm.data.template import COPYRIGHT_NOTICE
 from brainldm.errors import UserError
+from brainldm.files import require_new_folder
 
 SPACE = "MNI152NLin2009aSym"
 _VOLUME_TOLERANCE = 0.025
@@ -131,7 +132,7 @@ def write_population(
     after each person. The bytes of a person's image depend on seed, index and spacing alone, not on `n` or
     `workers`. Raises UserError when `out` holds anything already, or for a spacing that does not exist.
     """
-    out = bids.require_new_folder(out)
+    out = require_new_folder(out)
     _require_counts(n, workers)
     people: dict[int, dict[str, Any]] = {}
 

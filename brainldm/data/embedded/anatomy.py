@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from brainldm.data.deformation import NODE_MM, random_field, sample, ventricular_flow
+from brainldm.data.embedded.deformation import NODE_MM, random_field, sample, ventricular_flow
 from brainldm.data.grids import BOX_MM, ORIGIN_1MM, training_grid
 from brainldm.data.template import Template, load_template
 from brainldm.data.volumes import block_average

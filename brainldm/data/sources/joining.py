@@ -7,9 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from brainldm.data.columns import plain
 from brainldm.data.covariates import is_missing
-from brainldm.data.tables import Table
+from brainldm.data.sources.columns import plain
+from brainldm.data.sources.tables import Table
 from brainldm.errors import UserError
 
 _GENERAL = ("participant", "subject", "sub", "patient", "person", "scan", "image", "session", "e", "n_e", "mr", "pt")

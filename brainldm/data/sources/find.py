@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from brainldm.data.bids import Excluded, scan_name
-from brainldm.data.columns import MISSING, STANDARD, plain
 from brainldm.data.covariates import is_missing
-from brainldm.data.folders import STAGE, find_bids, find_in_folder, is_bids, matches, name_files
 from brainldm.data.headers import is_image_name
 from brainldm.data.identity import NotUsable, Scan, clean_id, ids_of_file
-from brainldm.data.joining import join_values
-from brainldm.data.tables import Table, read_table
+from brainldm.data.sources.columns import MISSING, STANDARD, plain
+from brainldm.data.sources.folders import STAGE, find_bids, find_in_folder, is_bids, matches, name_files
+from brainldm.data.sources.joining import join_values
+from brainldm.data.sources.tables import Table, read_table
 from brainldm.errors import UserError
 
 __all__ = ["Excluded", "Found", "Scan", "find_scans"]

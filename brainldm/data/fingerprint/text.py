@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brainldm.console import duration
-from brainldm.data.costs import readable_bytes
-from brainldm.data.findings import counted
+from brainldm.data.fingerprint.costs import readable_bytes
+from brainldm.data.fingerprint.findings import counted
 
 REJECTED_SHOWN = 20
 COUNTS_SHOWN = 6

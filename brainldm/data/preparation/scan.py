@@ -12,10 +12,10 @@ import numpy as np
 from scipy import ndimage
 
 import brainldm
-from brainldm.data import registration
 from brainldm.data.geometry import background_value, shrink
 from brainldm.data.grids import Grid, training_grid
-from brainldm.data.stripping import check_command, strip_by_command
+from brainldm.data.preparation import registration
+from brainldm.data.preparation.stripping import check_command, strip_by_command
 from brainldm.data.template import load_template
 from brainldm.data.volumes import Volume, read_volume
 from brainldm.errors import UserError

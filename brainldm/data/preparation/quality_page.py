@@ -16,9 +16,10 @@ from scipy import ndimage
 from brainldm.data import mosaics
 from brainldm.data.bids import Excluded
 from brainldm.data.identity import Scan
-from brainldm.data.records import Places
-from brainldm.data.scan import HIGH_PERCENTILE, Options, brain_mask
-from brainldm.data.volumes import read_volume, write_atomically
+from brainldm.data.preparation.records import Places
+from brainldm.data.preparation.scan import HIGH_PERCENTILE, Options, brain_mask
+from brainldm.data.volumes import read_volume
+from brainldm.files import write_atomically
 from brainldm.webpage import card, document, picture, section, table
 
 WORST, SAMPLED, QUARANTINED, ROWS = 24, 12, 12, 200

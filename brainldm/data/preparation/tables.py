@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import brainldm
-from brainldm.data.bids import Excluded, read_json, write_dataset_files, write_excluded
-from brainldm.data.columns import STANDARD
+from brainldm.data.bids import Excluded, write_dataset_files, write_excluded
 from brainldm.data.covariates import Covariates
+from brainldm.data.embedded.population import SPACE
 from brainldm.data.identity import Scan
-from brainldm.data.population import SPACE
-from brainldm.data.quality_page import write_quality_page
-from brainldm.data.records import EXCLUDED
-from brainldm.data.scan import Options
-from brainldm.data.sources import Found
+from brainldm.data.preparation.quality_page import write_quality_page
+from brainldm.data.preparation.records import EXCLUDED
+from brainldm.data.preparation.scan import Options
+from brainldm.data.sources.columns import STANDARD
+from brainldm.data.sources.find import Found
 from brainldm.data.template import COPYRIGHT_NOTICE
-from brainldm.data.volumes import write_atomically
 from brainldm.errors import UserError
+from brainldm.files import read_json, write_atomically
 
 Results = Sequence[tuple[Scan, dict[str, Any] | None]]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from brainldm.data.outside import Outside
+from brainldm.files import file_sha256
 
 Item = TypeVar("Item")
 
@@ -20,15 +19,6 @@ def groups(items: Iterable[Item], key: Callable[[Item], Hashable | None]) -> lis
         if (value := key(item)) is not None:
             found[value].append(item)
     return [group for group in found.values() if len(group) > 1]
-
-
-def file_sha256(path: Path) -> str | None:
-    """SHA-256 of a file, or None when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def same_files(outsides: Mapping[str, Outside], known: Mapping[str, str] | None = None) -> list[list[str]]:

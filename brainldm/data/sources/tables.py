@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brainldm.data.columns import STANDARD, UnclearColumn, convert, plain, recognise
 from brainldm.data.covariates import is_missing
+from brainldm.data.sources.columns import STANDARD, UnclearColumn, convert, plain, recognise
 from brainldm.errors import UserError
 
 MAX_COLUMNS = 200
