@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A TPU slice of any number of hosts: make it, set it up, train on it, look, stop, delete. --dry-run shows the commands.
+# A TPU slice of any number of hosts: make it, set it up, train on it, look, stop, delete.
 #
 #   launch/tpu_pod.sh [--dry-run] create NAME ZONE TYPE [--spot]
 #   launch/tpu_pod.sh [--dry-run] setup NAME ZONE [NFS_HOST:/EXPORT]
@@ -8,7 +8,7 @@
 #   launch/tpu_pod.sh [--dry-run] stop NAME ZONE
 #   launch/tpu_pod.sh [--dry-run] delete NAME ZONE
 #
-# TYPE is an accelerator type, such as v5litepod-16. setup mounts the export on /mnt/shared of every host: work dir,
+# --dry-run shows the commands. TYPE is an accelerator type, such as v5litepod-16. setup mounts the export on /mnt/shared of every host: work dir,
 # data and a config of your own must lie where all hosts see them. A slice that was taken away: create, setup and run
 # again with the same words.
 # Not run on a TPU: checked against the argument parser of gcloud 528 and recorded commands.
@@ -36,7 +36,7 @@ case "$verb" in
             *) version="${TPU_VERSION:-}" ;;
         esac
         version="${TPU_VERSION:-$version}"
-        if [[ -z "$version" ]]; then mistake "$1: not known here. Name the system that goes with it: TPU_VERSION=..."; fi
+        if [[ -z "$version" ]]; then mistake "$1: a type not known here. Name its system: TPU_VERSION=..."; fi
         tpu create "$name" "--accelerator-type=$1" "--version=$version" "${@:2}"
         ;;
     setup)
