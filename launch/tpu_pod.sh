@@ -8,9 +8,9 @@
 #   launch/tpu_pod.sh [--dry-run] stop NAME ZONE
 #   launch/tpu_pod.sh [--dry-run] delete NAME ZONE
 #
-# --dry-run shows the commands. TYPE is an accelerator type, such as v5litepod-16. setup mounts the export on /mnt/shared of every host: work dir,
-# data and a config of your own must lie where all hosts see them. A slice that was taken away: create, setup and run
-# again with the same words.
+# --dry-run shows the commands. TYPE is an accelerator type, such as v5litepod-16. setup mounts the export on
+# /mnt/shared of every host: work dir, data and a config of your own must lie where all hosts see them. A slice that
+# was taken away: delete, create, setup and run again with the same words.
 # Not run on a TPU: checked against the argument parser of gcloud 528 and recorded commands.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
@@ -18,8 +18,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 dry_run=no
 if [[ "${1:-}" == --dry-run ]]; then dry_run=yes; shift; fi
-if [[ $# -lt 3 || ! "$2" =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ || ! "$3" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]]; then usage; fi
-verb="$1" name="$2" zone="$3"
+verb="${1:-}" name="${2:-}" zone="${3:-}"
+if [[ ! "$name" =~ ^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$ || ! "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]]; then usage; fi
 shift 3
 
 tpu() { step gcloud compute tpus tpu-vm "$@" "--zone=$zone"; }

@@ -1,4 +1,4 @@
-"""What the launch scripts would run, against recorded expectations, and what they do run, against recording programs."""
+"""What the launch scripts would run, against recorded output, and what they do run, against recording programs."""
 
 import json
 import re
