@@ -90,7 +90,7 @@ class Place:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             stdin=stdin,
         )
 

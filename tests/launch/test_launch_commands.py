@@ -29,7 +29,7 @@ def test_dry_run_shows_what_was_recorded_and_starts_nothing(place, command):
         env=place.environment | {"TMPDIR": "/tmp"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
@@ -164,7 +164,7 @@ def test_words_reach_the_program_on_the_host_unchanged(place):
         cwd=host,
         env=place.environment,
         check=True,
-        timeout=60,
+        timeout=120,
         capture_output=True,
         stdin=subprocess.DEVNULL,
     )
@@ -236,7 +236,7 @@ def batch(place, code: int, *words: str, **environment: str) -> subprocess.Compl
         env=place.environment | job | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         stdin=subprocess.DEVNULL,
     )
 
@@ -285,6 +285,6 @@ def test_batch_options():
 
 def test_recorder_and_real_words_agree(place):
     """A recording program sees words as they are, so that the tests above can fail."""
-    done = subprocess.run(["bash", "-c", "srun 'a b' \"c'd\""], env=place.environment, check=False, timeout=60)
+    done = subprocess.run(["bash", "-c", "srun 'a b' \"c'd\""], env=place.environment, check=False, timeout=120)
     assert done.returncode == 0 and place.calls() == [["srun", "a b", "c'd"]]
     assert json.loads(place.calls_file.read_text()) == ["srun", "a b", "c'd"]

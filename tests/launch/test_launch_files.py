@@ -26,7 +26,7 @@ def test_the_scripts_are_found():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_launch_script_is_valid_short_and_executable_unless_sourced(script):
     path = LAUNCH / script
-    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     text = path.read_text()
     assert len(text.splitlines()) <= 120 and max(map(len, text.splitlines())) <= 120
