@@ -51,9 +51,9 @@ while ((${#running[@]})); do
     done
     running=("${left[@]}")
     if [[ -n "${failed_at:-}" ]] && ((${#running[@]})); then
-        # One that waits for the process that is gone does not notice SIGTERM.
+        # One that waits for the process that is gone does not notice SIGTERM. Most end by themselves within 30 s.
         if [[ -z "${told:-}" ]]; then stop; told=yes; fi
-        if ((SECONDS - failed_at > ${PROCESSES_GRACE:-30})); then kill -KILL "${running[@]}" 2>/dev/null || true; fi
+        if ((SECONDS - failed_at > ${PROCESSES_GRACE:-60})); then kill -KILL "${running[@]}" 2>/dev/null || true; fi
     fi
     sleep 0.2
 done
