@@ -85,7 +85,7 @@ def check_checkpoint(saved: dict[str, Any], now: dict[str, Any], place: Path) ->
     if changes and jax.process_index() == 0:
         say(
             f"{place} was written on another machine ({'; '.join(changes)}). The run goes on from it, but sums are "
-            "taken in another order, so from here on its figures are close to those of an undisturbed run, not the same "
+            "taken in another order, so from here on its figures are close to those of an undisturbed run, not equal "
             "bit for bit."
         )
 
