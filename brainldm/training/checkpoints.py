@@ -37,8 +37,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep_last: int = 2, keep_every: int = 0):
-        # Orbax logs every phase of every save; its errors are raised.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs every phase of every save, and errors with their traces; errors are raised as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._folder = (Path(workdir) / "checkpoints").absolute()
         self._keep_last, self._keep_every = keep_last, keep_every
         self._losses: dict[int, float | None] = {}
@@ -138,8 +138,8 @@ class Checkpoints:
         self._report = f"Step {step} could not be saved ({_first_line(error)}). {self._newest()}"
         if self._failures >= ATTEMPTS:
             raise Stopped(
-                f"{self._report} That was the {ATTEMPTS}th failure in a row, so the run ends. Make room (or repair the "
-                "disk); the same command then goes on from the finished step."
+                f"{self._report} {ATTEMPTS} saves in a row failed, so the run ends. Make room (or repair the disk); the "
+                "same command then goes on from the finished step."
             )
         if _primary():
             say(f"Warning: {self._report} Training goes on and tries again with the next checkpoint.")
@@ -301,4 +301,5 @@ def _anywhere(flag: bool) -> bool:
 def _first_line(error: BaseException | None) -> str:
     if error is None:
         return "in another process"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) < 300 else f"{line[:100]} ... {line[-180:]}"  # the file system's word comes last
