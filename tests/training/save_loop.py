@@ -1,5 +1,6 @@
-"""What the tests of checkpoints do in processes of their own, which they kill: no network, states of a few MB."""
+"""What the tests of checkpoints do in processes of their own, which they kill."""
 
+import multiprocessing
 import resource
 import time
 from pathlib import Path
@@ -114,6 +115,25 @@ def save_on_four_devices(workdir: Path) -> None:
         check_equal(state, state_of(3))
         assert state.params["conv"]["kernel"].sharding == shardings.params["conv"]["kernel"]
         assert state.params["conv"]["kernel"].addressable_shards[0].data.shape == (1000 // count,)
+
+
+def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) -> None:
+    """Wait until a process that runs has made a file."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.is_alive() and time.monotonic() < end, f"{path.name} did not come (exit {process.exitcode})"
+        time.sleep(0.005)
+
+
+def train(config: Path, workdir: Path, every: int, compiled: Path) -> None:
+    """Train as the config.json `config` says, with a checkpoint every `every` steps, from programs compiled before."""
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    from brainldm.files import read_json
+    from brainldm.training import loop, stages
+
+    settings = stages.from_json(read_json(config)).unlock()
+    settings.every.checkpoint = every
+    loop.train(settings.lock(), workdir)
 
 
 def hold_lock(folder: Path) -> None:
