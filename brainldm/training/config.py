@@ -67,6 +67,10 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     every.validate = 500
     every.images = 1000
     every.checkpoint = 1000
+
+    # What ends a run that hangs, with exit code 75; 0: never.
+    config.watchdog_seconds = 1800.0  # without a completed step
+    config.heartbeat_seconds = 90.0  # without a sign of life from another process
     return config
 
 
