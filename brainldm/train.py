@@ -9,7 +9,6 @@ The config file is Python and is executed: run only files that you trust.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -77,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
 
     if place is not None:
         launch = distributed.launch_of(**place)
-        if supervised() != os.getppid():
+        if not supervised():
             code = supervise([sys.executable, "-m", "brainldm", "train", *arguments])
             if code:
                 sys.exit(code)

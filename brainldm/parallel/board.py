@@ -1,8 +1,8 @@
 """Where the processes of one run leave word for each other: small files in a folder that all of them see.
 
 Each process writes `beat_K.json` again and again: its host, its step, what it is doing and a counter. Who ends before
-the work is done leaves `ended_K.json`, which says why. Nothing compares the clocks of two hosts: a process is silent when
-its counter stands still while the reader's own time goes on.
+the work is done leaves `ended_K.json`, which says why. Nothing compares the clocks of two hosts: a process is silent
+when its counter stands still while the reader's own time goes on.
 """
 
 from __future__ import annotations

@@ -34,18 +34,17 @@ _AGAIN = "The same command goes on from the last checkpoint."
 
 def supervised() -> int | None:
     """The pid of the process that looks after this one, or None."""
-    value = os.environ.get(PIPE)
-    return int(value.partition(":")[0]) if value else None
+    parent = int(os.environ.get(PIPE, "0:").partition(":")[0])
+    return parent if parent and parent == os.getppid() else None
 
 
 def tell_supervisor(what: Board | str) -> None:
     """Tell the supervisor, if there is one, what will have gone wrong if this process ends now, and later where the
     processes of the run leave word for each other."""
-    value = os.environ.get(PIPE)
-    if value:
+    if supervised():
         board = isinstance(what, Board)
         content = {"board": [str(what.folder), what.index, what.count]} if board else {"trouble": what}
-        os.write(int(value.partition(":")[2]), (json.dumps(content) + "\n").encode())
+        os.write(int(os.environ[PIPE].partition(":")[2]), (json.dumps(content) + "\n").encode())
 
 
 def supervise(

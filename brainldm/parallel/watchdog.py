@@ -98,7 +98,7 @@ class Watchdog:
 
     def _watch_others(self) -> None:
         board = self.board
-        # Process 0 watches all, the others watch process 0: the cost of looking grows with the processes, not their square.
+        # Process 0 watches all, and they watch process 0: what it costs grows with their number, not with its square.
         watched = range(1, board.count) if board.index == 0 else (0,)
         silence = Silence(board, watched)
         while True:
