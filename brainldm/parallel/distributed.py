@@ -101,6 +101,8 @@ def start(launch: Launch, heartbeat_seconds: float = 90, connect_seconds: int = 
         f"{who} did not find all others within {connect_seconds} s. Are all of them started, with the same number of "
         f"processes, and can this host reach {launch.coordinator or 'that of process 0'}?"
     )
+    # The handler of SIGTERM that JAX would install swallows the signal. Ours is interrupts.py, and they agree by `any`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             launch.coordinator,
@@ -108,7 +110,7 @@ def start(launch: Launch, heartbeat_seconds: float = 90, connect_seconds: int = 
             launch.process_id,
             initialization_timeout=connect_seconds,
             # JAX ends a process by aborting it. Ours comes first and says why.
-            heartbeat_timeout_seconds=max(60, round(3 * heartbeat_seconds)),
+            heartbeat_timeout_seconds=max(60, round(3 * heartbeat_seconds or 300)),
         )
     except (ValueError, TypeError, KeyError) as error:
         if launch.process_id is not None:

@@ -76,7 +76,7 @@ def supervise(
     listener.join(1.0)
     board = told.get("board")
     if code >= 0 and killed_for is None:
-        if code and board:
+        if code and board and not _first_note(board):
             board.leave(f"it ended with exit code {code}; its own output says why.", code)
         return code
     return _explain(code, killed_for, board, told.get("trouble"))
