@@ -23,8 +23,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from brainldm.console import duration, say
 from brainldm.errors import BrainldmError, PeerLost, Stopped, UserError
@@ -131,20 +129,26 @@ def is_primary() -> bool:
 def from_primary(function: Callable[[], Any]) -> Any:
     """What `function` returns in process 0 (JSON), in all processes; only process 0 calls it.
 
-    A UserError that it raises is raised in all of them.
+    When it raises, all raise: a UserError as it is, anything else as BrainldmError in those that did not call it.
     """
     if jax.process_count() == 1:
         return function()
-    answer = {}
+    answer, failure = {}, None
     if is_primary():
         try:
             answer = {"value": function()}
-        except UserError as error:
-            answer = {"error": str(error)[: _MESSAGE_BYTES // 4]}
+        except BaseException as error:
+            failure = error
+            kind = "error" if isinstance(error, UserError) else "failure"
+            answer = {kind: f"{error or type(error).__name__}"[: _MESSAGE_BYTES // 8]}
     content = np.frombuffer(json.dumps(answer).encode().ljust(_MESSAGE_BYTES), np.uint8)
     answer = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(content), np.uint8)))
+    if failure is not None:
+        raise failure
     if "error" in answer:
         raise UserError(answer["error"])
+    if "failure" in answer:
+        raise BrainldmError(f"Process 0 failed: {answer['failure']}")
     return answer["value"]
 
 
@@ -167,7 +171,6 @@ class Processes:
         self.watchdog = Watchdog(
             watchdog_seconds, folder / f"stacks_{self.index}.txt", self.board, heartbeat_seconds, supervised()
         )
-        self._vote = self._asked = None
 
     def __enter__(self) -> Processes:
         self.watchdog.__enter__()
@@ -188,25 +191,6 @@ class Processes:
         """Inside the `with`, no steps are expected."""
         return self.watchdog.paused(doing)
 
-    def any(self, mine: bool) -> bool:
-        """Whether any process said yes; to be called by all at every step, and with the same answer for all.
-
-        With several processes the answer is that of the call before: its sum travels while the devices work, and
-        nobody waits for it.
-        """
-        if self.count == 1:
-            return mine
-        if self._vote is None:
-            mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
-            self._sharding = NamedSharding(mesh, P("all"))
-            self._vote = jax.jit(lambda votes: votes.sum(), out_shardings=NamedSharding(mesh, P()))
-        votes = np.full(jax.local_device_count(), mine, np.int32)
-        before, self._asked = (
-            self._asked,
-            self._vote(jax.make_array_from_process_local_data(self._sharding, votes)),
-        )
-        return before is not None and int(before) > 0
-
     def barrier(self, name: str, seconds: float = SECONDS_TO_MEET) -> None:
         """Wait until all processes have come to the barrier `name`, which is used once.
 
@@ -224,10 +208,13 @@ class Processes:
 
     def _leave(self, error: BaseException) -> None:
         """End with a last line and a word to the others; return only when all end alike."""
-        board, code = self.board, getattr(error, "exit_code", 1)
+        board = self.board
         if isinstance(error, Stopped) and not meet(board, "stopped", 60):
             return
-        if not isinstance(error, BrainldmError | FloatingPointError | KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
+            error = Stopped(f"it was told to stop outside of the steps. {AGAIN}")
+        code = getattr(error, "exit_code", 1)
+        if not isinstance(error, BrainldmError | FloatingPointError):
             traceback.print_exception(error)
             if _LOST_LINK.search(str(error)):
                 # The others' last words are on their way, and the watchdog ends this process when they come.

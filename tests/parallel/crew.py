@@ -90,11 +90,22 @@ class Crew:
             **{k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "SLURM_"))},
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
             # The fault tests run one program again and again.
             "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
-        command = [sys.executable, "-m", "brainldm", "train", "--config", str(config), "--workdir", str(workdir), *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "brainldm",
+            "train",
+            "--config",
+            str(config),
+            "--workdir",
+            str(workdir),
+            *flags,
+        ]
         address = f"127.0.0.1:{free_port()}"
         self.processes = []
         for index in range(count):
