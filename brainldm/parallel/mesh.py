@@ -38,4 +38,4 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Host arrays [B, ...] as device arrays, split over the first axis."""
-    return jax.tree.map(lambda array: jax.device_put(array, batch_sharding(mesh)), batch)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(batch_sharding(mesh), array), batch)

@@ -79,33 +79,30 @@ def make_world(folder: Path, people: int = 10) -> Path:
     return config
 
 
-class Crew:
-    """`count` processes of one training run, with one CPU device each."""
+REAL = ("-m", "brainldm", "train")
+FAKE = (str(Path(__file__).with_name("fake_training.py")),)
+ROOT = Path(__file__).resolve().parents[2]
 
-    def __init__(self, config: Path, workdir: Path, count: int, *flags: str, devices: int = 1):
+
+class Crew:
+    """`count` processes of one training run, with one CPU device each. `program` is what Python runs, REAL or FAKE."""
+
+    def __init__(self, config: Path, workdir: Path, count: int, *flags: str, program: tuple = REAL, **environment: str):
         self.workdir, self.count = Path(workdir), count
         self._logs = config.parent / f"logs_{workdir.name}_{count}_{time.monotonic_ns()}"
         self._logs.mkdir()
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "SLURM_"))},
             "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_NUM_CPU_DEVICES": "1",
+            "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
-            # The fault tests run one program again and again.
+            # The same program is compiled again and again.
             "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            **environment,
         }
-        command = [
-            sys.executable,
-            "-m",
-            "brainldm",
-            "train",
-            "--config",
-            str(config),
-            "--workdir",
-            str(workdir),
-            *flags,
-        ]
+        command = [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags]
         address = f"127.0.0.1:{free_port()}"
         self.processes = []
         for index in range(count):
@@ -115,7 +112,7 @@ class Crew:
                     subprocess.Popen(
                         command + (place if count > 1 else []),
                         env=environment,
-                        cwd=Path(__file__).resolve().parents[2],
+                        cwd=ROOT,
                         stdout=log,
                         stderr=log,
                     )
