@@ -81,8 +81,8 @@ def save_on_a_full_disk(workdir: Path, limit: int, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     save(checkpoints, 2, size)
     save(checkpoints, 3, size)  # with a warning about step 2
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert not checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     save(checkpoints, 4, size)
     assert checkpoints.wait() and checkpoints.latest == 4
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
