@@ -19,7 +19,8 @@ from brainldm.errors import Stopped
 from brainldm.files import write_json
 from brainldm.interrupts import StopRequest, stop_at_once
 from brainldm.parallel.distributed import Processes, is_primary
-from brainldm.parallel.mesh import check_batch_size, data_mesh, replicated, shard_batch
+from brainldm.parallel.mesh import AXES, check_batch_size, make_mesh, shard_batch, without_space
+from brainldm.parallel.rules import rules_of
 from brainldm.training.agreement import StopVote, in_turn
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
@@ -37,8 +38,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """
     validate(config)
     workdir = Path(workdir)
-    mesh = data_mesh()
-    check_batch_size(config.batch_size // config.accumulation_steps, mesh)
+    mesh = make_mesh({axis: config.mesh[axis] for axis in AXES})
+    rules_of(config.mesh.rules)
+    # Only the autoencoder splits volumes.
+    check_batch_size(
+        config.batch_size // config.accumulation_steps, mesh if config.stage == "autoencoder" else without_space(mesh)
+    )
     try:
         with (
             stop_at_once(),
@@ -49,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
             check_same_scans(stage, workdir)
             checkpoints = Checkpoints(workdir, config.checkpoints.keep_last, config.checkpoints.keep_every)
             try:
-                _loop(config, workdir, mesh, stage, checkpoints, processes)
+                _loop(config, workdir, stage, checkpoints, processes)
             finally:
                 checkpoints.close()
     except KeyboardInterrupt:
@@ -61,14 +66,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 def _loop(
     config: ml_collections.ConfigDict,
     workdir: Path,
-    mesh: jax.sharding.Mesh,
     stage: Stage,
     checkpoints: Checkpoints,
     processes: Processes,
 ) -> None:
-    state, progress = _initial_state(config, workdir, stage, checkpoints, mesh)
+    state, progress = _initial_state(config, workdir, stage, checkpoints)
     start = int(state.step)
-    about = about_run(config, stage, mesh)
+    about = about_run(config, stage)
     primary = is_primary()
     if primary:
         # Written only now: a run that could not start leaves no work dir behind.
@@ -110,13 +114,13 @@ def _loop(
     counting = Counter(f"training the {config.stage}", config.num_steps, start) if primary else _no_counter()
     try:
         with StopRequest() as request, counting as counter:
-            vote = StopVote(mesh, request)
+            vote = StopVote(stage.mesh, request)
             # The order is fixed: train, read, validate the new state, draw, save. What is saved has been read and found
             # finite, and holds its own validation, so that a continued run repeats nothing and leaves nothing out.
             for step in range(start + 1, config.num_steps + 1):
                 batch = next(batches)
                 scans = batch.pop("index")
-                state, metrics = step_function(state, shard_batch(batch, mesh), stage.frozen)
+                state, metrics = step_function(state, shard_batch(batch, stage.mesh), stage.frozen)
                 previous, waiting = waiting, (step, metrics, scans)
                 read(previous)
                 processes.beat(step)
@@ -164,15 +168,15 @@ def _loop(
 
 
 def _initial_state(
-    config: ml_collections.ConfigDict, workdir: Path, stage: Stage, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict, workdir: Path, stage: Stage, checkpoints: Checkpoints
 ) -> tuple[Any, dict]:
     """The newest whole checkpoint, or a fresh state made where it will live."""
     shapes = jax.eval_shape(stage.init)
-    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+    shardings = stage.shardings(shapes)
     step = checkpoints.begin()
     if step is None:
         return jax.jit(stage.init, out_shardings=shardings)(), {"sums": {}, "count": 0}
-    check_checkpoint(checkpoints.about(step), about_run(config, stage, mesh), workdir / f"checkpoints/{step}")
+    check_checkpoint(checkpoints.about(step), about_run(config, stage), workdir / f"checkpoints/{step}")
     return checkpoints.restore(abstract_like(shapes, shardings), step)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from brainldm.data.pipeline import LatentSource, batches
 from brainldm.errors import UserError
 from brainldm.parallel import supervisor
+from brainldm.parallel.mesh import replicated
 from brainldm.training import loop, stages
 
 
@@ -57,6 +58,8 @@ def train_step(state, batch, frozen):
 
 def make_stage(config, mesh, workdir):
     return stages.Stage(
+        mesh=mesh,
+        shardings=lambda shapes: jax.tree.map(lambda _: replicated(mesh), shapes),
         init=lambda: State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}),
         train_step=train_step,
         frozen=None,
