@@ -8,38 +8,18 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from brainldm.errors import BrainldmError
 from brainldm.interrupts import StopRequest
-
-
-def first_process() -> bool:
-    """Whether this process is the one that writes files and talks."""
-    return jax.process_index() == 0
+from brainldm.parallel.distributed import from_primary
 
 
 @contextlib.contextmanager
 def in_turn(context: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Enter `context` in the first process alone. When that raises, all processes raise."""
-    if jax.process_count() == 1:
-        with context:
-            yield
-        return
+    """Enter `context` in process 0 alone. When that raises UserError, all processes raise it."""
     with contextlib.ExitStack() as stack:
-        error = None
-        if first_process():
-            try:
-                stack.enter_context(context)
-            except BaseException as raised:
-                error = raised
-        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(error is not None)))
-        if error is not None:
-            raise error
-        if failed:
-            raise BrainldmError("Process 0 could not begin; its message says why.")
+        from_primary(lambda: stack.enter_context(context) and None)
         yield
 
 

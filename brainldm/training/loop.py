@@ -18,8 +18,10 @@ from brainldm.data.pipeline import iterate
 from brainldm.errors import Stopped
 from brainldm.files import write_json
 from brainldm.interrupts import StopRequest, stop_at_once
-from brainldm.parallel.mesh import check_batch_size, data_mesh, replicated, shard_batch
-from brainldm.training.agreement import StopVote, first_process, in_turn
+from brainldm.parallel.distributed import Processes, is_primary
+from brainldm.parallel.mesh import AXES, check_batch_size, make_mesh, shard_batch, without_space
+from brainldm.parallel.rules import rules_of
+from brainldm.training.agreement import StopVote, in_turn
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
 from brainldm.training.metrics import MetricWriter, plot_progress
@@ -36,15 +38,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     """
     validate(config)
     workdir = Path(workdir)
-    mesh = data_mesh()
-    check_batch_size(config.batch_size // config.accumulation_steps, mesh)
+    mesh = make_mesh({axis: config.mesh[axis] for axis in AXES})
+    rules_of(config.mesh.rules)
+    # Only the autoencoder splits volumes.
+    check_batch_size(
+        config.batch_size // config.accumulation_steps, mesh if config.stage == "autoencoder" else without_space(mesh)
+    )
     try:
-        with stop_at_once(), in_turn(opened(config, workdir)):
+        with (
+            stop_at_once(),
+            in_turn(opened(config, workdir)),
+            Processes(workdir, config.watchdog_seconds, config.heartbeat_seconds) as processes,
+        ):
             stage = make_stage(config, mesh, workdir)
             check_same_scans(stage, workdir)
             checkpoints = Checkpoints(workdir, config.checkpoints.keep_last, config.checkpoints.keep_every)
             try:
-                _loop(config, workdir, mesh, stage, checkpoints)
+                _loop(config, workdir, stage, checkpoints, processes)
             finally:
                 checkpoints.close()
     except KeyboardInterrupt:
@@ -56,14 +66,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 def _loop(
     config: ml_collections.ConfigDict,
     workdir: Path,
-    mesh: jax.sharding.Mesh,
     stage: Stage,
     checkpoints: Checkpoints,
+    processes: Processes,
 ) -> None:
-    state, progress = _initial_state(config, workdir, stage, checkpoints, mesh)
+    state, progress = _initial_state(config, workdir, stage, checkpoints)
     start = int(state.step)
-    about = about_run(config, stage, mesh)
-    primary = first_process()
+    about = about_run(config, stage)
+    primary = is_primary()
     if primary:
         # Written only now: a run that could not start leaves no work dir behind.
         write_json(workdir / "config.json", config.to_dict())
@@ -104,63 +114,69 @@ def _loop(
     counting = Counter(f"training the {config.stage}", config.num_steps, start) if primary else _no_counter()
     try:
         with StopRequest() as request, counting as counter:
-            vote = StopVote(mesh, request)
+            vote = StopVote(stage.mesh, request)
             # The order is fixed: train, read, validate the new state, draw, save. What is saved has been read and found
             # finite, and holds its own validation, so that a continued run repeats nothing and leaves nothing out.
             for step in range(start + 1, config.num_steps + 1):
                 batch = next(batches)
                 scans = batch.pop("index")
-                state, metrics = step_function(state, shard_batch(batch, mesh), stage.frozen)
+                state, metrics = step_function(state, shard_batch(batch, stage.mesh), stage.frozen)
                 previous, waiting = waiting, (step, metrics, scans)
                 read(previous)
+                processes.beat(step)
                 speed.count()
                 last = step == config.num_steps
                 stop = vote.agreed()
                 if _due(step, every.validate, config.num_steps):
                     read(waiting)
                     waiting = None
-                    values = stage.validate(state)
+                    with processes.paused("validating"):
+                        values = stage.validate(state)
                     progress["validation_loss"] = float(values["loss"])
                     writer.write_scalars(step, values, "validation")
                 if _due(step, every.images, config.num_steps):
-                    _draw(stage, state, step, workdir, writer)
+                    with processes.paused("drawing"):
+                        _draw(stage, state, step, workdir, writer)
                 if _due(step, every.checkpoint, config.num_steps) or stop:
                     read(waiting)
                     waiting = None
-                    checkpoints.save(
-                        step,
-                        state,
-                        progress,
-                        {**about, "next_batch": step},
-                        ready=writer.require_written,
-                    )
+                    with processes.paused("saving"):
+                        checkpoints.save(
+                            step,
+                            state,
+                            progress,
+                            {**about, "next_batch": step},
+                            ready=writer.require_written,
+                        )
                 loss = progress.get("loss")
                 counter(
                     step,
                     f"{speed.samples_per_second():.1f} samples/s" + (f", loss {loss:.4g}" if loss else ""),
                 )
                 if stop and not last:
-                    checkpoints.finish()
+                    with processes.paused("saving"):
+                        checkpoints.finish()
                     raise Stopped(
                         f"Stopped at step {step} of {config.num_steps}; the state is saved in {workdir}. The same "
                         "command goes on from there."
                     )
-            checkpoints.finish()
+            with processes.paused("saving"):
+                checkpoints.finish()
     finally:
         writer.close()
     writer.optional(lambda: plot_progress(workdir))
 
 
 def _initial_state(
-    config: ml_collections.ConfigDict, workdir: Path, stage: Stage, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict, workdir: Path, stage: Stage, checkpoints: Checkpoints
 ) -> tuple[Any, dict]:
     """The newest whole checkpoint, or a fresh state made where it will live."""
     shapes = jax.eval_shape(stage.init)
-    shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+    shardings = stage.shardings(shapes)
     step = checkpoints.begin()
     if step is None:
         return jax.jit(stage.init, out_shardings=shardings)(), {"sums": {}, "count": 0}
-    check_checkpoint(checkpoints.about(step), about_run(config, stage, mesh), workdir / f"checkpoints/{step}")
+    check_checkpoint(checkpoints.about(step), about_run(config, stage), workdir / f"checkpoints/{step}")
     return checkpoints.restore(abstract_like(shapes, shardings), step)
 
 

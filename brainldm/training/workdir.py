@@ -26,6 +26,8 @@ from brainldm.training.stages import Stage, from_json
 FREE_TO_CHANGE = (
     "every",
     "checkpoints",
+    "watchdog_seconds",
+    "heartbeat_seconds",
     "num_steps",
     "mesh",
     "data.path",
@@ -61,7 +63,7 @@ def check_same_scans(stage: Stage, workdir: Path) -> None:
         _check_scans(read_json(workdir / "run.json"), stage.facts, workdir)
 
 
-def about_run(config: ml_collections.ConfigDict, stage: Stage, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def about_run(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
     """What a checkpoint says of the run that wrote it: its config, its scans, and what its sums were made on."""
     return {
         "config": config.to_dict(),
@@ -70,7 +72,7 @@ def about_run(config: ml_collections.ConfigDict, stage: Stage, mesh: jax.shardin
         "machine": {
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
-            "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device",
+            "mesh": ", ".join(f"{axis}={size}" for axis, size in stage.mesh.shape.items() if size > 1) or "one device",
             "jax": metadata.version("jax"),
         },
     }
