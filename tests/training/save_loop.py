@@ -188,16 +188,16 @@ def write_metrics_on_a_full_disk(workdir: Path, limit: int) -> None:
     """Write lines into metrics.jsonl with room for some of them, and then for all."""
     writer = MetricWriter(workdir)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    for step in range(1, 21):
+    for step in range(1, 101):
         writer.write_scalars(step, {"loss": 1 / step})
         writer.write_images(step, {"picture": np.zeros((8, 8, 3), np.uint8)})
     writer.optional(lambda: (workdir / "picture.png").write_bytes(bytes(2 * limit)))
     try:
         writer.require_written()
     except OSError:
-        assert len(read_metrics(workdir, "train")["step"]) < 20
+        assert len(read_metrics(workdir, "train")["step"]) < 100
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        writer.write_scalars(21, {"loss": 0.0})
+        writer.write_scalars(101, {"loss": 0.0})
         writer.require_written()
         writer.close()
 

@@ -159,6 +159,15 @@ def test_which_steps_stay(tmp_path):
     assert names(tmp_path) == ["2", "3", "6", "8"]
 
 
+def test_what_the_loop_adds_after_a_save_is_not_in_it(tmp_path):
+    progress = {"sums": {"loss": 1.0}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, save_loop.state_of(1), progress)
+    progress["sums"]["loss"] += 1
+    checkpoints.finish()
+    assert checkpoints.restore(abstract_like(save_loop.state_of(0), save_loop.here()))[1] == {"sums": {"loss": 1.0}}
+
+
 def test_a_full_disk_is_a_warning_and_in_the_end_an_end(start, tmp_path, capfd):
     process = start(save_loop.save_on_a_full_disk, tmp_path, 200_000, 500_000)
     process.join(120)
