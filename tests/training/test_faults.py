@@ -218,3 +218,12 @@ def test_a_run_goes_on_with_other_devices_and_says_what_that_means(straight, tmp
     assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == 20
     for a, b in zip(jax.tree.leaves(state_in(straight)[0]), jax.tree.leaves(state_in(workdir)[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("key, value", [("keep_last", 0), ("keep_every", -1)])
+def test_impossible_numbers_of_checkpoints(tmp_path, key, value):
+    config = small_config().unlock()
+    config.checkpoints[key] = value
+    with pytest.raises(UserError, match=r"config.checkpoints: keep_last is"):
+        loop.train(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
