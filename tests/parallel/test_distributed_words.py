@@ -12,7 +12,8 @@ import pytest
 
 from brainldm.errors import UserError
 from brainldm.parallel.board import BEAT_SECONDS, FINISHED, Board, Silence
-from brainldm.parallel.distributed import Launch, launch_of, meet
+from brainldm.parallel.distributed import meet
+from brainldm.parallel.launch import Launch, launch_of
 
 HEADER = """
 import os, signal, sys, time
