@@ -177,6 +177,7 @@ class Processes:
             else:
                 error = f"{type(error).__name__}: {_first_line(error)}"
         board.leave(str(error), code)
+        board.let_others_go_first()
         say(f"brainldm: process {self.index} of {self.count} ends: {error}")
         os._exit(code)
 

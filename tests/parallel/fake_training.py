@@ -7,7 +7,7 @@ from brainldm.parallel.supervisor import supervise, supervised
 
 if __name__ == "__main__":
     if "--distributed" in sys.argv and not supervised():
-        sys.exit(supervise([sys.executable, *sys.argv], grace_seconds=4))
+        sys.exit(supervise([sys.executable, *sys.argv], grace_seconds=10))
 
     from fake_stage import make_stage
 
