@@ -122,6 +122,8 @@ class AutoencoderKL(nn.Module):
         dtype: type of the computation (float32 or bfloat16). Parameters and the statistics of the norms are
             float32, and so are the first and last convolution, `mu`, `sigma` and the decoded image.
         remat: recompute the residual blocks in the backward pass in place of keeping their insides.
+        mirrored: the network was trained on volumes whose first axis runs from right to left; those given and
+            returned run from left to right all the same. Latents keep the direction that the network knows.
     """
 
     in_channels: int = 1
@@ -133,6 +135,7 @@ class AutoencoderKL(nn.Module):
     norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    mirrored: bool = False
 
     def setup(self):
         shared = {
@@ -171,7 +174,7 @@ class AutoencoderKL(nn.Module):
                 f"must be multiples of {factor}; this one is {' x '.join(map(str, x.shape[1:4]))}. "
                 "Crop or pad it."
             )
-        h = self.encoder(x)
+        h = self.encoder(x[:, ::-1] if self.mirrored else x)
         mu = self.quant_conv_mu(h)
         log_variance = jnp.clip(self.quant_conv_log_sigma(h), -30.0, 20.0)
         return mu, jnp.exp(0.5 * log_variance)
@@ -181,7 +184,8 @@ class AutoencoderKL(nn.Module):
 
         The image is not clipped to [0, 1].
         """
-        return self.decoder(self.post_quant_conv(z))
+        image = self.decoder(self.post_quant_conv(z))
+        return image[:, ::-1] if self.mirrored else image
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encode and decode.

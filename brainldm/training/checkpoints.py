@@ -138,8 +138,8 @@ class Checkpoints:
         self._report = f"Step {step} could not be saved ({_first_line(error)}). {self._newest()}"
         if self._failures >= ATTEMPTS:
             raise Stopped(
-                f"{self._report} {ATTEMPTS} saves in a row failed, so the run ends. Make room (or repair the disk); the "
-                "same command then goes on from the finished step."
+                f"{self._report} {ATTEMPTS} saves in a row failed, so the run ends. Make room (or repair the disk); "
+                "the same command then goes on from the finished step."
             )
         if _primary():
             say(f"Warning: {self._report} Training goes on and tries again with the next checkpoint.")

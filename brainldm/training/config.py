@@ -233,6 +233,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if not config.data.path:
         raise UserError("config.data.path is empty. Name the BIDS dataset: --config.data.path=FOLDER.")
+    if stage == "diffusion" and not (config.covariates.names or config.covariates.extra):
+        raise UserError(
+            "config.covariates names no condition, and the diffusion model wants at least one. Name columns of "
+            "participants.tsv in config.covariates.names or config.covariates.extra."
+        )
     if config.model.dtype not in ("bfloat16", "float32"):
         raise UserError(f"config.model.dtype is {config.model.dtype!r}; it can be bfloat16 or float32.")
     groups = config.model.norm_num_groups

@@ -35,6 +35,12 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
     convert.add_argument("source", metavar="FROM", help="AUTOENCODER,UNET state dicts (.pt, .pth), or a model folder")
     convert.add_argument("target", metavar="TO", help="folder to make")
     convert.add_argument("--spacing", type=float, default=1, metavar="MM", help="voxel size of its images (default 1)")
+    convert.add_argument(
+        "--orientation",
+        default="LAS",
+        choices=("LAS", "RAS"),
+        help="of the volumes that it was trained on (default LAS, as the released brain LDM)",
+    )
     convert.add_argument("--head-channels", metavar="N,N,N", help="channels of an attention head, per level")
     convert.add_argument("--autoencoder-norm-groups", type=int, default=32, metavar="N", help="default 32")
     convert.add_argument("--unet-norm-groups", type=int, default=32, metavar="N", help="default 32")
@@ -62,6 +68,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.target,
         Unstated(
             spacing_mm=options.spacing,
+            orientation=options.orientation,
             prediction=options.prediction,
             latent_scale=options.latent_scale,
             num_head_channels=parse_head_channels(options.head_channels),

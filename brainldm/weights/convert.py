@@ -42,6 +42,7 @@ class Unstated:
     """What state dicts do not say of a model. The defaults are those of the released brain LDM."""
 
     spacing_mm: float = 1
+    orientation: str = "LAS"  # of the volumes that it was trained on: the first axis to the left (LAS) or right (RAS)
     prediction: str = "epsilon"
     latent_scale: float = 1.0
     num_head_channels: tuple[int, ...] | None = None  # None: one head
@@ -80,7 +81,12 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
         )
     hashes = {f"{name}_sha256": _sha256(path) for name, path in (("autoencoder", autoencoder), ("unet", unet))}
     spec = ModelSpec(
-        autoencoder={**autoencoder_arguments, "dtype": "float32", "remat": False},
+        autoencoder={
+            **autoencoder_arguments,
+            "dtype": "float32",
+            "remat": False,
+            "mirrored": unstated.orientation == "LAS",
+        },
         unet={**unet_arguments, "null_condition": -1.0, "dtype": "float32", "remat": False},
         schedule=unstated.schedule,
         prediction=unstated.prediction,

@@ -90,3 +90,13 @@ def test_remat_changes_neither_parameters_nor_gradients(variables):
 def test_sides_that_cannot_be_halved_are_refused(variables):
     with pytest.raises(UserError, match="multiples of 2"):
         AutoencoderKL(**SMALL).apply(variables, jnp.zeros((1, 8, 9, 8, 1)))
+
+
+def test_a_mirrored_network_takes_and_gives_volumes_from_left_to_right(variables):
+    x = jax.random.uniform(jax.random.key(1), (1, 8, 12, 8, 1))
+    plain, mirrored = AutoencoderKL(**SMALL), AutoencoderKL(**SMALL, mirrored=True)
+    reconstruction, mu, _ = _apply(plain, variables, x[:, ::-1])
+    turned, turned_mu, _ = _apply(mirrored, variables, x)
+    np.testing.assert_array_equal(turned_mu, mu)
+    np.testing.assert_array_equal(turned, reconstruction[:, ::-1])
+    assert np.abs(turned - _apply(plain, variables, x)[0]).max() > 1e-3

@@ -1,5 +1,6 @@
-"""What the tests of checkpoints do in processes of their own, which they kill: no network, states of a few MB."""
+"""What the tests of checkpoints do in processes of their own, which they kill."""
 
+import multiprocessing
 import resource
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from brainldm.errors import Stopped
 from brainldm.interrupts import StopRequest
 from brainldm.lock import locked
 from brainldm.training.checkpoints import Checkpoints, abstract_like
+from brainldm.training.metrics import MetricWriter, read_metrics
 
 
 @flax.struct.dataclass
@@ -114,6 +116,90 @@ def save_on_four_devices(workdir: Path) -> None:
         check_equal(state, state_of(3))
         assert state.params["conv"]["kernel"].sharding == shardings.params["conv"]["kernel"]
         assert state.params["conv"]["kernel"].addressable_shards[0].data.shape == (1000 // count,)
+
+
+def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) -> None:
+    """Wait until a process that runs has made a file."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.is_alive() and time.monotonic() < end, f"{path.name} did not come (exit {process.exitcode})"
+        time.sleep(0.005)
+
+
+def train(config: Path, workdir: Path, every: int, compiled: Path) -> None:
+    """Train as the config.json `config` says, with a checkpoint every `every` steps, from programs compiled before."""
+    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    from brainldm.files import read_json
+    from brainldm.training import loop, stages
+
+    settings = stages.from_json(read_json(config)).unlock()
+    settings.every.checkpoint = every
+    loop.train(settings.lock(), workdir)
+
+
+def small_stage(config, mesh, workdir):
+    """A stage of few numbers, which compiles in no time; its state depends on every batch and its order."""
+    from brainldm.data.pipeline import LatentSource, batches
+    from brainldm.parallel.mesh import replicated
+    from brainldm.training import stages
+
+    def train_step(state: State, batch, frozen):
+        pull = state.params["w"] - jnp.mean(batch["latent"], 0)
+        params = {"w": state.params["w"] - 0.1 * pull}
+        ema = {"w": 0.9 * state.ema["w"] + 0.1 * params["w"]}
+        return State(state.step + 1, params, ema), {"loss": jnp.mean(pull**2), "w": params["w"][0]}
+
+    source = LatentSource(np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), np.zeros((16, 1)))
+    return stages.Stage(
+        mesh=mesh,
+        shardings=lambda shapes: jax.tree.map(lambda _: replicated(mesh), shapes),
+        init=lambda: State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(5)}, {"w": jnp.zeros(5)}),
+        train_step=train_step,
+        frozen=None,
+        train=batches(source, batch_size=config.batch_size, seed=config.seed),
+        names=[f"sub-{i}" for i in range(16)],
+        validate=lambda state: {"loss": float(jnp.sum(state.ema["w"] ** 2))},
+        pictures=lambda state: {},
+        facts={"scans_training": 16, "scans_validation": 1, "scans_sha256": "0123"},
+    )
+
+
+def small_config(steps: int = 40):
+    """A config for small_stage."""
+    from brainldm.training.config import autoencoder_config
+
+    config = autoencoder_config().unlock()
+    config.data.path, config.batch_size, config.num_steps = "nowhere", 4, steps
+    config.every.log, config.every.validate, config.every.images, config.every.checkpoint = 5, 10, 0, 4
+    return config.lock()
+
+
+def train_small(workdir: Path, devices: int = 1, steps: int = 40) -> None:
+    """Train small_stage, a step every few milliseconds."""
+    from brainldm.training import loop
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    loop.make_stage, shard = small_stage, loop.shard_batch
+    loop.shard_batch = lambda batch, mesh: (time.sleep(0.01), shard(batch, mesh))[1]
+    loop.train(small_config(steps), workdir)
+
+
+def write_metrics_on_a_full_disk(workdir: Path, limit: int) -> None:
+    """Write lines into metrics.jsonl with room for some of them, and then for all."""
+    writer = MetricWriter(workdir)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for step in range(1, 21):
+        writer.write_scalars(step, {"loss": 1 / step})
+        writer.write_images(step, {"picture": np.zeros((8, 8, 3), np.uint8)})
+    writer.optional(lambda: (workdir / "picture.png").write_bytes(bytes(2 * limit)))
+    try:
+        writer.require_written()
+    except OSError:
+        assert len(read_metrics(workdir, "train")["step"]) < 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        writer.write_scalars(21, {"loss": 0.0})
+        writer.require_written()
+        writer.close()
 
 
 def hold_lock(folder: Path) -> None:

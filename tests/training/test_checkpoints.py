@@ -1,7 +1,6 @@
 """Checkpoints under kill -9, damage of every kind, a full disk, and on other devices."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,37 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import save_loop
+from save_loop import wait_for
 
 from brainldm.errors import BrainldmError, Stopped, UserError
 from brainldm.lock import locked
 from brainldm.training import steps
 from brainldm.training.checkpoints import Checkpoints, abstract_like
-
-
-@pytest.fixture(scope="module")
-def start():
-    """start(function, *arguments) runs a function of save_loop in a process of its own, which has jax imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["save_loop"])
-    started = []
-
-    def start(function, *arguments) -> multiprocessing.Process:
-        process = context.Process(target=function, args=arguments)
-        process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
-
-
-def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.is_alive() and time.monotonic() < end, f"{path.name} did not come (exit {process.exitcode})"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +136,6 @@ def test_what_a_kill_leaves_is_no_step_and_goes(two_steps, tmp_path):
 
 
 def test_the_sums_can_be_checked_without_us(two_steps):
-    import subprocess
-
     checked = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"],
         cwd=two_steps / "checkpoints/2",

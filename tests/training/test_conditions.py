@@ -14,7 +14,7 @@ from brainldm.cli import main
 from brainldm.data.covariates import Covariates
 from brainldm.errors import UserError
 from brainldm.generation.dataset import draw_conditions
-from brainldm.training.config import autoencoder_config, covariates_of, diffusion_config
+from brainldm.training.config import autoencoder_config, covariates_of, diffusion_config, validate
 from brainldm.weights.model_folder import load_model
 
 EXTRA = ("site=Leeds|York|Hull", "icv_ml[mL]=1200:1800")
@@ -169,3 +169,11 @@ def test_drawn_levels_are_spread_and_fixed_ones_leave_the_rest():
     assert {row["site"] for row in rows} == {"Leeds", "York", "Hull"}
     fixed = draw_conditions(covariates, 60, 1, {"site": "Hull"})
     assert [row["icv_ml"] for row in fixed] == [row["icv_ml"] for row in rows]
+
+
+def test_a_diffusion_model_wants_a_condition():
+    config = diffusion_config()
+    config.data.path = "somewhere"
+    config.covariates.names = ()
+    with pytest.raises(UserError, match="names no condition"):
+        validate(config)
