@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from brainldm.errors import UserError
+from brainldm.parallel.launch import launch_of
 from brainldm.parallel.supervisor import supervise, supervised
 
 _USAGE = (
@@ -71,16 +72,17 @@ def _clean(error: Exception) -> str:
 def run(arguments: Sequence[str]) -> None:
     """Parse and train. With --distributed the training runs in a process of its own, which this one looks after."""
     config, workdir, place = parse(arguments)
+    launch = None if place is None else launch_of(**place)
+    if launch is not None and not supervised():
+        code = supervise([sys.executable, "-m", "brainldm", "train", *arguments])
+        if code:
+            sys.exit(code)
+        return
+    # Only now: the process that looks after another one needs no JAX.
     from brainldm.parallel import devices, distributed
     from brainldm.training.loop import train
 
-    if place is not None:
-        launch = distributed.launch_of(**place)
-        if not supervised():
-            code = supervise([sys.executable, "-m", "brainldm", "train", *arguments])
-            if code:
-                sys.exit(code)
-            return
+    if launch is not None:
         distributed.start(launch, config.heartbeat_seconds)
     devices.refuse_silent_cpu()
     train(config, workdir)

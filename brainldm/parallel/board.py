@@ -88,6 +88,11 @@ class Board:
         names = sorted(self._names("ended_"))
         return [note for name in names if (note := self._read(name, Note)) is not None]
 
+    def let_others_go_first(self) -> None:
+        """Wait in process 0 until the others have read why it ends: JAX aborts them as soon as it is gone."""
+        if self.index == 0 and self.count > 1:
+            time.sleep(2 * BEAT_SECONDS)
+
     def arrive(self, barrier: str) -> None:
         """Say that this process has come to a barrier."""
         self._write(f"at_{_file_name(barrier)}_{self.index}", {})

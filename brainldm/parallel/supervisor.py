@@ -98,7 +98,8 @@ def _wait(child: subprocess.Popen, told: Mapping[str, Any], grace_seconds: float
         try:
             return child.wait(1.0), None
         except subprocess.TimeoutExpired:
-            note = _first_note(told["board"]) if "board" in told else None
+            # A note about the child itself counts as well: the others have given it up.
+            note = next(iter(told["board"].notes()), None) if "board" in told else None
         if note is None:
             continue
         since = time.monotonic() if since is None else since
@@ -124,8 +125,9 @@ def _explain(code: int, killed_for: Note | None, board: Board | None, trouble: s
             note = _first_note(board)
             time.sleep(0.2)
     if note is not None:
-        ended = "was killed, because it did not react after" if killed_for else "ends:"
-        say(f"brainldm: {who} {ended} process {note.process} of {board.count} ({note.host}) has ended: {note.reason}")
+        ended = "was killed, because it did not react" if killed_for else "ends"
+        other = f"process {note.process} of {board.count} ({note.host}) has ended: "
+        say(f"brainldm: {who} {ended}: {'' if note.process == board.index else other}{note.reason}")
         return note.code
     if -code == signal.SIGABRT and board is not None and board.index:
         reason = f"it was aborted ({how}): JAX lost its coordination service, which {board.describe(0)} runs. {_AGAIN}"

@@ -148,6 +148,8 @@ class Watchdog:
         reporter = threading.Thread(target=report, daemon=True)
         reporter.start()
         reporter.join(_REPORT_SECONDS)
+        if self.board is not None:
+            self.board.let_others_go_first()
         who = f"process {self.board.index} of {self.board.count} " if self.board and self.board.count > 1 else ""
         say(f"brainldm: {who}ends: {' '.join(told)}")
         os._exit(code)

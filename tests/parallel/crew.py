@@ -29,10 +29,10 @@ def get_config(arg=""):
     config.data.spacing_mm = 4
     config.data.validation_fraction = 0.25
     config.latents.path = {latents!r}
-    config.model.channels = (8, 8)
+    config.model.channels = (4,)
     config.model.num_res_blocks = 1
-    config.model.attention_levels = (False, False)
-    config.model.num_head_channels = (0, 8)
+    config.model.attention_levels = (False,)
+    config.model.num_head_channels = (4,)
     config.model.norm_num_groups = 4
     config.model.cross_attention = False
     config.model.dtype = "float32"
@@ -85,9 +85,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Crew:
-    """`count` processes of one training run, with one CPU device each. `program` is what Python runs, REAL or FAKE."""
+    """`count` processes of one training run, with one CPU device each. `program` is what Python runs, REAL or FAKE.
 
-    def __init__(self, config: Path, workdir: Path, count: int, *flags: str, program: tuple = REAL, **environment: str):
+    They are told who they are by flags, or with `slurm` by the variables of that launcher.
+    """
+
+    def __init__(self, config: Path, workdir: Path, count: int, *flags: str, program=REAL, slurm=False, **environment):
         self.workdir, self.count = Path(workdir), count
         self._logs = config.parent / f"logs_{workdir.name}_{count}_{time.monotonic_ns()}"
         self._logs.mkdir()
@@ -103,10 +106,14 @@ class Crew:
             **environment,
         }
         command = [sys.executable, *program, f"--config={config}", f"--workdir={workdir}", *flags]
-        address = f"127.0.0.1:{free_port()}"
+        address, job = f"127.0.0.1:{free_port()}", os.getpid()
         self.processes = []
         for index in range(count):
             place = ["--distributed", "--coordinator", address, f"--num-processes={count}", f"--process-id={index}"]
+            if slurm:  # as srun tells its tasks
+                place = ["--distributed"]
+                environment |= {"SLURM_JOB_ID": str(job), "SLURM_NTASKS": str(count), "SLURM_PROCID": str(index)}
+                environment |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_LOCALID": str(index)}
             with open(self._logs / str(index), "w") as log:
                 self.processes.append(
                     subprocess.Popen(

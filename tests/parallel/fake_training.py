@@ -1,86 +1,17 @@
-"""The real command, loop, checkpoints and processes, with a network of three numbers, which compiles in no time.
+"""The real command, loop, checkpoints and processes with the stage of fake_stage.py: takes the flags of `train`."""
 
-    python fake_training.py ARGUMENTS OF brainldm train
-
-The variable FAKE makes process 1 misbehave at step 20: "stuck" waits for ever, "bad" meets a scan that it cannot read,
-"bug" raises KeyError.
-"""
-
-import os
 import sys
-import time
 
-import flax.struct
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from brainldm.data.pipeline import LatentSource, batches
-from brainldm.errors import UserError
-from brainldm.parallel import supervisor
-from brainldm.parallel.mesh import replicated
-from brainldm.training import loop, stages
-
-
-@flax.struct.dataclass
-class State:
-    step: jax.Array
-    params: dict
-    ema: dict
-
-
-class Source(LatentSource):
-    """Eight latents, one of which may be a trap."""
-
-    def __init__(self):
-        super().__init__(np.arange(8, dtype=np.float32)[:, None], np.zeros((8, 1)))
-        self.drawn = 0
-
-    def __getitem__(self, index):
-        self.drawn += 1
-        time.sleep(0.005)
-        if jax.process_index() == 1 and self.drawn > 40:
-            match os.environ.get("FAKE"):
-                case "stuck":
-                    time.sleep(3600)
-                case "bad":
-                    raise UserError("sub-7: cannot be read.")
-                case "bug":
-                    raise KeyError("a bug")
-        return super().__getitem__(index)
-
-
-def train_step(state, batch, frozen):
-    loss = jnp.mean((state.params["w"] - batch["latent"]) ** 2)
-    params = {"w": state.params["w"] - 0.01 * jnp.mean(state.params["w"] - batch["latent"], 0)}
-    return State(state.step + 1, params, params), {"loss": loss}
-
-
-def make_stage(config, mesh, workdir):
-    return stages.Stage(
-        mesh=mesh,
-        shardings=lambda shapes: jax.tree.map(lambda _: replicated(mesh), shapes),
-        init=lambda: State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}),
-        train_step=train_step,
-        frozen=None,
-        train=batches(
-            Source(),
-            batch_size=config.batch_size,
-            seed=0,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        names=[f"sub-{i}" for i in range(8)],
-        validate=lambda state: {"loss": 1.0},
-        pictures=lambda state: {},
-        facts={"scans_training": 8, "scans_validation": 1},
-    )
-
+from brainldm.cli import main
+from brainldm.parallel.supervisor import supervise, supervised
 
 if __name__ == "__main__":
-    loop.make_stage = make_stage
-    if "--distributed" in sys.argv and not supervisor.supervised():
-        sys.exit(supervisor.supervise([sys.executable, *sys.argv], grace_seconds=4))
-    from brainldm.cli import main
+    if "--distributed" in sys.argv and not supervised():
+        sys.exit(supervise([sys.executable, *sys.argv], grace_seconds=10))
 
+    from fake_stage import make_stage
+
+    from brainldm.training import loop
+
+    loop.make_stage = make_stage
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -20,7 +20,7 @@ def get_config(arg=""):
     config.data.path = "unused"
     config.batch_size = 6
     config.num_steps = 100000
-    config.every.log = 1
+    config.every.log = 5
     config.every.validate = config.every.images = 0
     config.every.checkpoint = 10
     return config
@@ -36,11 +36,11 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def start(config, tmp_path):
-    """Start processes that train a network of three numbers, and wait for a step."""
+    """Start processes that train a network of one number, and wait for a step."""
     running = []
 
-    def start(count: int, *flags: str, step: int = 25, **environment: str) -> Crew:
-        crew = Crew(config, tmp_path / "run", count, *flags, program=FAKE, **environment)
+    def start(count: int, *flags: str, step: int = 25, **more) -> Crew:
+        crew = Crew(config, tmp_path / "run", count, *flags, program=FAKE, **more)
         running.append(crew)
         if step:
             crew.wait_for_step(step)
@@ -61,7 +61,7 @@ def test_a_killed_process_ends_the_others(start, victim):
     os.kill(crew.worker(victim), signal.SIGKILL)
     began = time.monotonic()
     assert crew.wait(30) == [75, 75, 75]
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 20
     for index in range(3):
         last = crew.last_line(index)
         if index == victim:
@@ -111,19 +111,15 @@ def test_a_silent_process_is_missed_before_jax_aborts_the_others(start):
     assert "process 2 of 3" in crew.last_line(1) and "it gave no sign of life" in crew.last_line(1)
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_told_to_stop_one_process_stops_all_at_one_step(start, who):
+def test_told_to_stop_one_process_stops_all_at_one_step(start):
     crew = start(3)
-    crew.processes[who].send_signal(signal.SIGTERM)
+    crew.processes[1].send_signal(signal.SIGTERM)
     assert crew.wait(60) == [75, 75, 75]
     steps = {int(re.search(r"Stopped at step (\d+) of 100000", crew.last_line(index))[1]) for index in range(3)}
     assert len(steps) == 1
     (step,) = steps
     assert saved_steps(crew)[-1] == step
-    assert read_metrics(crew.workdir, "train")["step"] == list(range(1, step + 1))
-    again = start(1, f"--config.num_steps={step + 5}", step=0)
-    assert again.wait(60) == [0]
-    assert json.loads((crew.workdir / "run.json").read_text())["resumed_from_step"] == step
+    assert read_metrics(crew.workdir, "train")["step"] == list(range(5, step + 1, 5))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +138,12 @@ def test_a_mistake_is_found_by_all(start, tmp_path):
     crew = start(2, step=0)
     assert crew.wait(60) == [2, 2]
     assert all("already holds something else" in crew.last_line(index) for index in range(2))
+
+
+def test_a_launcher_says_which_process_this_is(start):
+    crew = start(2, "--config.num_steps=5", step=0, slurm=True)
+    assert crew.wait(60) == [0, 0], crew.log(0)
+    assert json.loads((crew.workdir / "run.json").read_text())["device"].startswith("2 x")
 
 
 def test_nothing_that_says_which_process_this_is(config, tmp_path):

@@ -12,7 +12,8 @@ import pytest
 
 from brainldm.errors import UserError
 from brainldm.parallel.board import BEAT_SECONDS, FINISHED, Board, Silence
-from brainldm.parallel.distributed import Launch, launch_of, meet
+from brainldm.parallel.distributed import meet
+from brainldm.parallel.launch import Launch, launch_of
 
 HEADER = """
 import os, signal, sys, time
@@ -131,11 +132,11 @@ def test_silence_counts_the_time_in_which_the_reader_itself_ran(tmp_path):
 def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(python, tmp_path):
     program = """
     board = Board(sys.argv[1], 0, 3)
-    with Watchdog(1.5, sys.argv[1] + "/stacks.txt", board) as watchdog:
-        time.sleep(3)  # no step yet: compiling
+    with Watchdog(0.8, sys.argv[1] + "/stacks.txt", board) as watchdog:
+        time.sleep(1.5)  # no step yet: compiling
         watchdog.beat(1)
         with watchdog.paused("validating"):
-            time.sleep(3)
+            time.sleep(1.5)
         watchdog.beat(2)
         def stuck_here():
             time.sleep(60)
@@ -178,7 +179,7 @@ def test_a_process_ends_when_another_has_ended_or_fallen_silent(python, tmp_path
 def test_nothing_happens_to_a_process_that_gets_on(python, tmp_path):
     program = """
     with Watchdog(1.0, sys.argv[1] + "/stacks.txt") as watchdog:
-        for step in range(30):
+        for step in range(20):
             watchdog.beat(step)
             time.sleep(0.1)
     print("done", file=sys.stderr)
