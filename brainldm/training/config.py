@@ -62,11 +62,32 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # microbatches per step; batch_size counts all of them
     config.num_steps = 1
 
+    # How the devices share the work; a run may go on with other values, on other devices. Sizes of the axes, one of
+    # which may be -1: what the others leave.
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # parts of a batch
+    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` cuts
+    mesh.space = 1  # parts of a volume along its first side, in the autoencoder
+    mesh.space_y = 1  # and along its second
+    # What is cut along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and the
+    # moving average), or "REGEX=HOW REGEX=HOW ..." on paths in the state, HOW being replicate or fsdp.
+    mesh.rules = "replicate"
+    mesh.min_size = 65536  # elements below which an array is never cut
+
     config.every = every = ml_collections.ConfigDict()  # in steps; 0 means never
     every.log = 50
     every.validate = 500
     every.images = 1000
     every.checkpoint = 1000
+
+    # Checkpoints that stay, besides the one with the lowest validation loss.
+    config.checkpoints = checkpoints = ml_collections.ConfigDict()
+    checkpoints.keep_last = 2  # at least 2 let a run fall back when the newest is damaged
+    checkpoints.keep_every = 0  # those whose step is a multiple of this; 0: none
+
+    # What ends a run that hangs, with exit code 75; 0: never.
+    config.watchdog_seconds = 1800.0  # without a completed step
+    config.heartbeat_seconds = 90.0  # without a sign of life from another process
     return config
 
 
@@ -200,6 +221,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in ("batch_size", "accumulation_steps", "num_steps"):
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}; at least 1 is wanted.")
+    if config.checkpoints.keep_last < 1 or config.checkpoints.keep_every < 0:
+        raise UserError(
+            f"config.checkpoints: keep_last is {config.checkpoints.keep_last} (at least 1 is wanted) and keep_every "
+            f"{config.checkpoints.keep_every} (at least 0)."
+        )
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"config.batch_size {config.batch_size} is not a multiple of "
