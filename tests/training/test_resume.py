@@ -38,7 +38,7 @@ def test_killed_runs_end_as_an_undisturbed_one(demo_run, tmp_path, start, stage)
     moments = int(random.integers(0, last // 2)), int(random.integers(last // 2, last - every))
 
     def run():
-        return start(save_loop.train, straight / "config.json", workdir, every, demo_run.parent / "compiled")
+        return start(save_loop.train, straight / "config.json", workdir, every)
 
     for moment in moments:
         kill_after(run(), workdir, moment)
