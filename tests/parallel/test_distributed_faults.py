@@ -81,7 +81,7 @@ def test_a_killed_supervisor_ends_all(start):
 
 
 def test_a_stopped_process_is_named_by_the_others_and_does_not_outlive_them(start):
-    crew = start(2, "--config.watchdog_seconds=3")
+    crew = start(2, "--config.watchdog_seconds=4", "--config.every.checkpoint=0")
     victim = crew.worker(1)
     os.kill(victim, signal.SIGSTOP)
     assert crew.wait(60) == [75, 75]
@@ -96,7 +96,7 @@ def test_a_stopped_process_is_named_by_the_others_and_does_not_outlive_them(star
 
 
 def test_a_process_that_is_alive_but_stuck_ends_all(start):
-    crew = start(2, "--config.watchdog_seconds=3", step=0, FAKE="stuck")
+    crew = start(2, "--config.watchdog_seconds=4", "--config.every.checkpoint=0", step=0, FAKE="stuck")
     assert crew.wait(60) == [75, 75]
     assert all("no step was completed" in crew.last_line(index) for index in range(2))
     assert "fake_training.py" in (crew.workdir / "processes/stacks_1.txt").read_text()
