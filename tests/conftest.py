@@ -36,6 +36,7 @@ def demo_run(tmp_path_factory) -> Path:
 
     out = tmp_path_factory.mktemp("demo") / "out"
     jax.config.update("jax_compilation_cache_dir", str(out.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
         demo.demo(out, demo.TINY)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import threading
@@ -86,7 +87,8 @@ class Checkpoints:
         self.wait()
         self._pending = step
         args = {
-            "progress": ocp.args.JsonSave(progress),
+            # A copy, because it is written while the loop goes on adding to its sums.
+            "progress": ocp.args.JsonSave(copy.deepcopy(progress)),
             "about": ocp.args.JsonSave({**(about or {}), "shapes": shapes_of(state)}),
             **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
         }

@@ -35,7 +35,7 @@ class MetricWriter:
         self._path = self._workdir / "metrics.jsonl"
         self._waiting: list[str] = []
         self._error: OSError | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._board: EventsWriter | None = None
         self._purge_step = resume_step or None
         if not enabled:
@@ -74,7 +74,7 @@ class MetricWriter:
         try:
             write()
         except OSError as error:
-            self._warn(error)
+            self._warn("pictures", error)
 
     def require_written(self) -> None:
         """Bring all lines to disk. Raises OSError when they cannot be written."""
@@ -103,11 +103,11 @@ class MetricWriter:
                 os.fsync(file.fileno())
         except OSError as error:
             self._error = error
-            self._warn(error)
+            self._warn("metrics.jsonl", error, "Its lines wait in memory")
             return
         self._size += len(content)
         self._waiting.clear()
-        self._warned = False
+        self._warned.discard("metrics.jsonl")
 
     def _add(self, step: int, make: Callable[[], summary.Summary]) -> None:
         """Add an event to the TensorBoard file, which is given up at the first error and begun anew later: TensorBoard
@@ -125,7 +125,7 @@ class MetricWriter:
             self._board.write_event(Event(wall_time=time.time(), step=step, summary=make()))
             self._board.flush()
         except OSError as error:
-            self._warn(error)
+            self._warn("TensorBoard events", error)
             self._close_board()
 
     def _close_board(self) -> None:
@@ -134,12 +134,12 @@ class MetricWriter:
             try:
                 board.close()
             except OSError as error:
-                self._warn(error)
+                self._warn("TensorBoard events", error)
 
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            self._warned = True
-            say(f"Warning: {self._workdir}: nothing can be written ({error.strerror}). Training goes on.")
+    def _warn(self, what: str, error: OSError, then: str = "They are left out") -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            say(f"Warning: {self._workdir}: {what} cannot be written ({error.strerror}). {then}; training goes on.")
 
 
 def _step_of(line: str) -> float:

@@ -21,7 +21,7 @@ from brainldm.training import autoencoder as stage_one
 from brainldm.training import config as configs
 
 MIN_SIZE = 64
-VOLUME = (16, 16, 8)
+VOLUME = (32, 32, 16)  # two planes or more on a device at the deepest level
 COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 # Compiling takes most of the time of these tests.

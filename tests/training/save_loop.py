@@ -1,8 +1,10 @@
 """What the tests of checkpoints do in processes of their own, which they kill."""
 
 import multiprocessing
+import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import flax.struct
@@ -118,6 +120,13 @@ def save_on_four_devices(workdir: Path) -> None:
         assert state.params["conv"]["kernel"].addressable_shards[0].data.shape == (1000 // count,)
 
 
+def call(log: Path | None, function: Callable, arguments: tuple) -> None:
+    """Call a function with standard error in a file."""
+    if log is not None:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o666), 2)
+    function(*arguments)
+
+
 def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) -> None:
     """Wait until a process that runs has made a file."""
     end = time.monotonic() + seconds
@@ -179,7 +188,7 @@ def train_small(workdir: Path, devices: int = 1, steps: int = 40) -> None:
     from brainldm.training import loop
 
     jax.config.update("jax_num_cpu_devices", devices)
-    loop.make_stage, shard = small_stage, loop.shard_batch
+    loop.make_stage, loop.plot_progress, shard = small_stage, lambda workdir: None, loop.shard_batch
     loop.shard_batch = lambda batch, mesh: (time.sleep(0.01), shard(batch, mesh))[1]
     loop.train(small_config(steps), workdir)
 
@@ -188,16 +197,16 @@ def write_metrics_on_a_full_disk(workdir: Path, limit: int) -> None:
     """Write lines into metrics.jsonl with room for some of them, and then for all."""
     writer = MetricWriter(workdir)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    for step in range(1, 21):
+    for step in range(1, 101):
         writer.write_scalars(step, {"loss": 1 / step})
         writer.write_images(step, {"picture": np.zeros((8, 8, 3), np.uint8)})
     writer.optional(lambda: (workdir / "picture.png").write_bytes(bytes(2 * limit)))
     try:
         writer.require_written()
     except OSError:
-        assert len(read_metrics(workdir, "train")["step"]) < 20
+        assert len(read_metrics(workdir, "train")["step"]) < 100
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        writer.write_scalars(21, {"loss": 0.0})
+        writer.write_scalars(101, {"loss": 0.0})
         writer.require_written()
         writer.close()
 

@@ -159,10 +159,19 @@ def test_which_steps_stay(tmp_path):
     assert names(tmp_path) == ["2", "3", "6", "8"]
 
 
-def test_a_full_disk_is_a_warning_and_in_the_end_an_end(start, tmp_path, capfd):
-    process = start(save_loop.save_on_a_full_disk, tmp_path, 200_000, 500_000)
+def test_what_the_loop_adds_after_a_save_is_not_in_it(tmp_path):
+    progress = {"sums": {"loss": 1.0}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, save_loop.state_of(1), progress)
+    progress["sums"]["loss"] += 1
+    checkpoints.finish()
+    assert checkpoints.restore(abstract_like(save_loop.state_of(0), save_loop.here()))[1] == {"sums": {"loss": 1.0}}
+
+
+def test_a_full_disk_is_a_warning_and_in_the_end_an_end(start, tmp_path):
+    process = start(save_loop.save_on_a_full_disk, tmp_path, 200_000, 500_000, log=tmp_path / "log")
     process.join(120)
-    said = capfd.readouterr().err
+    said = (tmp_path / "log").read_text()
     assert process.exitcode == 75, said
     assert said.count("Warning: Step") == 4 and "Step 2 could not be saved" in said
     assert "The newest finished step is 1." in said and "Training goes on" in said

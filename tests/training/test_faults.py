@@ -19,9 +19,14 @@ from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.metrics import MetricWriter, read_metrics
 
 
+def use_small_stage(patch) -> None:
+    patch.setattr(loop, "make_stage", small_stage)
+    patch.setattr(loop, "plot_progress", lambda workdir: None)
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(loop, "make_stage", small_stage)
+    use_small_stage(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def straight(tmp_path_factory) -> Path:
     """The work dir of an undisturbed run."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_stage", small_stage)
+        use_small_stage(patch)
         loop.train(small_config(), workdir)
     return workdir
 
@@ -50,7 +55,7 @@ def check_same(one: Path, two: Path) -> None:
 
 def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(straight, tmp_path, start):
     workdir, random, kills = tmp_path / "run", np.random.default_rng(), 0
-    for _ in range(4):
+    for _ in range(3):
         process = start(save_loop.train_small, workdir)
         wait_for(workdir / "run.json", process)
         process.join(float(random.uniform(0, 0.5)))
@@ -113,12 +118,14 @@ def test_a_disk_that_stays_full(straight, tmp_path, monkeypatch, full_from, ends
     check_same(straight, tmp_path / "run")
 
 
-def test_lines_wait_for_room_on_a_full_disk(start, tmp_path, capfd):
-    process = start(save_loop.write_metrics_on_a_full_disk, tmp_path, 300)
+def test_lines_wait_for_room_on_a_full_disk(start, tmp_path):
+    process = start(save_loop.write_metrics_on_a_full_disk, tmp_path, 2000, log=tmp_path / "log")
     process.join(60)
     assert process.exitcode == 0
-    assert read_metrics(tmp_path, "train")["step"] == list(range(1, 22))
-    assert capfd.readouterr().err.count("nothing can be written (File too large)") == 2  # lines; then other files
+    assert read_metrics(tmp_path, "train")["step"] == list(range(1, 102))
+    said = (tmp_path / "log").read_text()
+    for what in ("metrics.jsonl", "TensorBoard events", "pictures"):
+        assert said.count(f"{what} cannot be written (File too large)") == 1
 
 
 def test_a_torn_last_line_is_passed_over_and_another_is_an_error(tmp_path):
@@ -199,16 +206,24 @@ def test_another_config_or_dataset_is_refused_by_the_checkpoint_itself(straight,
     loop.train(small_config(), workdir)
 
 
-def test_a_run_goes_on_with_other_devices_and_says_what_that_means(straight, tmp_path, start, capfd):
-    workdir = tmp_path / "run"
+def test_a_run_goes_on_with_other_devices_and_says_what_that_means(straight, tmp_path, start):
+    workdir, log = tmp_path / "run", tmp_path / "log"
     loop.train(small_config(20), workdir)
-    capfd.readouterr()
-    process = start(save_loop.train_small, workdir, 4)
+    process = start(save_loop.train_small, workdir, 4, log=log)
     process.join(120)
-    said = capfd.readouterr().err
+    said = log.read_text()
     assert process.exitcode == 0, said
     assert said.count("was written on another machine") == 1 and "not equal bit for bit" in said
     assert "devices 1 x cpu then, 4 x cpu now" in said and "mesh one device then, data=4 now" in said
     assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == 20
     for a, b in zip(jax.tree.leaves(state_in(straight)[0]), jax.tree.leaves(state_in(workdir)[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("key, value", [("keep_last", 0), ("keep_every", -1)])
+def test_impossible_numbers_of_checkpoints(tmp_path, key, value):
+    config = small_config().unlock()
+    config.checkpoints[key] = value
+    with pytest.raises(UserError, match=r"config.checkpoints: keep_last is"):
+        loop.train(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
