@@ -62,13 +62,20 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # microbatches per step; batch_size counts all of them
     config.num_steps = 1
 
-    config.mesh = mesh_config()
+    config.update(running_config())
 
     config.every = every = ml_collections.ConfigDict()  # in steps; 0 means never
     every.log = 50
     every.validate = 500
     every.images = 1000
     every.checkpoint = 1000
+    return config
+
+
+def running_config() -> ml_collections.ConfigDict:
+    """What no step depends on, so that a run may go on with other values: its defaults complete an older config."""
+    config = ml_collections.ConfigDict()
+    config.mesh = mesh_config()
 
     # Checkpoints that stay, besides the one with the lowest validation loss.
     config.checkpoints = checkpoints = ml_collections.ConfigDict()

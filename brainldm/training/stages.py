@@ -39,7 +39,7 @@ from brainldm.parallel.rules import make_placement, rules_of, state_shardings
 from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.checkpoints import Checkpoints, abstract_like
-from brainldm.training.config import covariates_of, mesh_config, validate
+from brainldm.training.config import covariates_of, running_config, validate
 from brainldm.training.inputs import (
     augment_elements,
     conditions_of,
@@ -228,8 +228,8 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
 
 
 def from_json(content: dict[str, Any]) -> ml_collections.ConfigDict:
-    """A config from its JSON form, in which tuples have become lists; without a mesh it has the default one."""
-    return ml_collections.ConfigDict(_tuples({"mesh": mesh_config().to_dict(), **content})).lock()
+    """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default."""
+    return ml_collections.ConfigDict(_tuples({**running_config().to_dict(), **content})).lock()
 
 
 def _tuples(value: Any) -> Any:
