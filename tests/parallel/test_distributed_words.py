@@ -153,7 +153,7 @@ def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(p
     code, errors, last = ended(process)
     assert code == 75
     assert "process 0 of 3 ends: no step was completed for" in last and "after step 2" in last
-    assert "No sign of life from process 2 (never seen)" in last
+    assert "No sign of life from process 2 (never seen; " in last
     assert f"Behind: process 1 ({alive.host}, pid {os.getpid()}) at step 1, reading" in last
     assert "stuck_here" in errors and "stuck_here" in (tmp_path / "stacks.txt").read_text()
     assert alive.notes()[0].code == 75 and alive.notes()[0].stacks
