@@ -168,23 +168,28 @@ class LatentCache:
         threads: int = 2,
         vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
         seed: int = 0,
+        share: tuple[int, int] = (0, 1),
         process_index: int = 0,
         process_count: int = 1,
         shard_scans: int = SHARD_SCANS,
     ) -> None:
-        """Encode `records` (of `missing`) into new shards; with several processes every `process_count`-th shard.
+        """Encode `records` (of `missing`) into new shards.
 
         `load(record)` gives the image [D, H, W]; `encode(images [batch_size, D, H, W, 1])` the mean and the standard
         deviation, [batch_size, d, h, w, C] each; `vary(image, rng)` makes the further variants, its generator
         depending on the seed, the scan's name and the variant alone. Threads read ahead.
+
+        Several processes work in step: each reads its `share` (number, of how many) of the rows of every batch and
+        gives these to `encode`, which returns the whole batch to all; each writes every `process_count`-th shard.
         """
         shards = [list(records[i : i + shard_scans]) for i in range(0, len(records), shard_scans)]
-        shards = shards[process_index::process_count]
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / INDEX).exists():
-            write_json(self.folder / INDEX, self.identity)
-        while self._damaged and process_index == 0:
-            self._damaged.pop().unlink(missing_ok=True)
+        if process_index == 0:
+            if not (self.folder / INDEX).exists():
+                write_json(self.folder / INDEX, self.identity)
+            for path in self._damaged:
+                path.unlink(missing_ok=True)
+        self._damaged.clear()
         items = [(record, variant) for shard in shards for record in shard for variant in range(self.variants)]
 
         def image(item: tuple[Record, int]) -> np.ndarray:
@@ -192,25 +197,31 @@ class LatentCache:
             plain = load(record)
             return vary(plain, variant_rng(seed, record.name, variant)) if variant else plain
 
+        number, parts = share
+        own = range(number * batch_size // parts, (number + 1) * batch_size // parts)
+        starts = range(0, len(items), batch_size)
+        # The last item fills up the last batch.
+        chosen = [items[min(start + row, len(items) - 1)] for start in starts for row in own]
         rows: dict[str, list[np.ndarray]] = {kind: [] for kind in _KINDS}
-        done, images = 0, read_ahead(image, items, threads, max(2 * threads, batch_size))
+        done, written, images = 0, 0, read_ahead(image, chosen, threads, max(2 * threads, len(own)))
         with Counter("encoding", len(items)) as progress:
-            for start in range(0, len(items), batch_size):
+            for start in starts:
                 real = min(batch_size, len(items) - start)
-                batch = [next(images) for _ in range(real)]
-                batch = np.stack(batch + [batch[-1]] * (batch_size - real))[..., None]
+                batch = np.stack([next(images) for _ in own])[..., None]
                 for kind, values in zip(_KINDS, encode(batch), strict=True):
                     rows[kind].extend(np.asarray(values, np.float32)[:real])
-                while shards and len(rows["mean"]) >= len(shards[0]) * self.variants:
-                    shard = shards.pop(0)
+                while written < len(shards) and len(rows["mean"]) >= len(shards[written]) * self.variants:
+                    shard = shards[written]
                     count = len(shard) * self.variants
-                    self._write(shard, {kind: np.stack(found[:count]) for kind, found in rows.items()})
+                    latents = {kind: np.stack(found[:count]) for kind, found in rows.items()}
+                    self._write(shard, latents, written % process_count == process_index)
+                    written += 1
                     rows = {kind: found[count:] for kind, found in rows.items()}
                 done += real
                 progress(done)
 
-    def _write(self, records: Sequence[Record], latents: dict[str, np.ndarray]) -> None:
-        """Write a shard: arrays first, then the json that makes it count."""
+    def _write(self, records: Sequence[Record], latents: dict[str, np.ndarray], own: bool) -> None:
+        """Write a shard, arrays first, then the json that makes it count. Not `own`: another process does that."""
         names = [record.name for record in records]
         values = _per_scan(latents["mean"], len(names))
         bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value).all()]
@@ -223,7 +234,8 @@ class LatentCache:
             content = io.BytesIO()
             np.save(content, array, allow_pickle=False)
             content = content.getvalue()
-            write_atomically(self._file(stem, kind), content)
+            if own:
+                write_atomically(self._file(stem, kind), content)
             files[kind] = {"sha256": hashlib.sha256(content).hexdigest(), "offset": len(content) - array.nbytes}
         plain = values[:, 0].astype(np.float64)
         axes = tuple(range(1, plain.ndim))
@@ -231,7 +243,8 @@ class LatentCache:
             {"name": record.name, "image": image_mark(record.path), "sum": float(total), "sum_squares": float(squares)}
             for record, total, squares in zip(records, plain.sum(axes), np.square(plain).sum(axes), strict=True)
         ]
-        write_json(self.folder / f"{stem}.json", {"scans": scans, "files": files})
+        if own:
+            write_json(self.folder / f"{stem}.json", {"scans": scans, "files": files})
         offsets = {kind: entry["offset"] for kind, entry in files.items()}
         for row, scan in enumerate(scans):
             self._scans[scan["name"]] = _Scan(stem, row, offsets, scan["image"], scan["sum"], scan["sum_squares"])

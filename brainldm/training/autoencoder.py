@@ -12,6 +12,7 @@ import optax
 
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.discriminator import PatchDiscriminator
+from brainldm.parallel.rules import ANYWHERE, Placement
 from brainldm.training.perceptual import Distance, feature_matching
 from brainldm.training.state import AutoencoderState, accumulate, make_optimizer
 
@@ -34,8 +35,10 @@ def least_squares(logits: jax.Array, real: bool) -> jax.Array:
     return jnp.mean(jnp.square(logits - 1.0 if real else logits))
 
 
-def build(config: ml_collections.ConfigDict, perceptual: Distance | None) -> tuple[Callable, Callable, Callable]:
-    """The functions of stage one.
+def build(
+    config: ml_collections.ConfigDict, perceptual: Distance | None, place: Placement = ANYWHERE
+) -> tuple[Callable, Callable, Callable]:
+    """The functions of stage one; `place` says where the arrays of a step lie.
 
     Returns
       init(key, image [1, D, H, W, 1]) -> AutoencoderState
@@ -75,13 +78,15 @@ def build(config: ml_collections.ConfigDict, perceptual: Distance | None) -> tup
 
     def features(judge: Any, batch_stats: Any, image: jax.Array) -> tuple[list[jax.Array], Any]:
         outputs, updated = discriminator.apply(
-            {"params": judge, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
+            {"params": place.whole(judge), "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
         )
         return outputs, updated["batch_stats"]
 
     def autoencoder_loss(params, state, image, key, frozen, active):
         key_latent, key_slices = jax.random.split(key)
-        reconstruction, mu, sigma = autoencoder.apply({"params": params}, image, key_latent)
+        reconstruction, mu, sigma = map(
+            place.batch, autoencoder.apply({"params": place.whole(params)}, image, key_latent)
+        )
         l1 = jnp.mean(jnp.abs(reconstruction - image))
         kl = kl_divergence(mu, sigma)
         total = l1 + weights.kl_weight * kl
@@ -117,13 +122,14 @@ def build(config: ml_collections.ConfigDict, perceptual: Distance | None) -> tup
         active = state.step >= weights.adversarial_start
 
         def compute(part: dict, key: jax.Array):
+            image = place.batch(part["image"])
             (_, (metrics, reconstruction)), gradients = jax.value_and_grad(autoencoder_loss, has_aux=True)(
-                state.params, state, part["image"], key, frozen, active
+                state.params, state, image, key, frozen, active
             )
 
             def judge_gradients(reconstruction):
                 (_, (loss, stats)), judge = jax.value_and_grad(discriminator_loss, has_aux=True)(
-                    state.discriminator, state.batch_stats, part["image"], reconstruction
+                    state.discriminator, state.batch_stats, image, reconstruction
                 )
                 return judge, stats, loss
 
@@ -133,7 +139,7 @@ def build(config: ml_collections.ConfigDict, perceptual: Distance | None) -> tup
             judge, stats, metrics["discriminator"] = jax.lax.cond(
                 active, judge_gradients, nothing, jax.lax.stop_gradient(reconstruction)
             )
-            return gradients, judge, stats, metrics
+            return place.cut(gradients), place.cut(judge), stats, metrics
 
         gradients, judge_gradients, batch_stats, metrics = accumulate(
             compute, {"image": batch["image"]}, key, config.accumulation_steps
@@ -160,6 +166,6 @@ def build(config: ml_collections.ConfigDict, perceptual: Distance | None) -> tup
         ), metrics
 
     def reconstruct(params: Any, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return autoencoder.apply({"params": params}, image)
+        return tuple(map(place.batch, autoencoder.apply({"params": place.whole(params)}, place.batch(image))))
 
     return init, train_step, reconstruct

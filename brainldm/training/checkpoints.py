@@ -80,9 +80,11 @@ class Checkpoints:
         self._manager.close()
 
 
-def abstract_like(state: Tree, sharding: jax.sharding.Sharding) -> Tree:
-    """Shapes and types of `state` (arrays or shapes), placed by `sharding`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+def abstract_like(state: Tree, shardings: Tree) -> Tree:
+    """Shapes and types of `state` (arrays or shapes), placed by `shardings`: one for all, or a tree of them."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, state)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
 def _first_line(error: Exception) -> str:

@@ -62,6 +62,18 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # microbatches per step; batch_size counts all of them
     config.num_steps = 1
 
+    # How the devices share the work; a run may go on with other values, on other devices. Sizes of the axes, one of
+    # which may be -1: what the others leave.
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # parts of a batch
+    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` cuts
+    mesh.space = 1  # parts of a volume along its first side, in the autoencoder
+    mesh.space_y = 1  # and along its second
+    # What is cut along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and the
+    # moving average), or "REGEX=HOW REGEX=HOW ..." on paths in the state, HOW being replicate or fsdp.
+    mesh.rules = "replicate"
+    mesh.min_size = 65536  # elements below which an array is never cut
+
     config.every = every = ml_collections.ConfigDict()  # in steps; 0 means never
     every.log = 50
     every.validate = 500

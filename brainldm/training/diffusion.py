@@ -14,6 +14,7 @@ from brainldm.diffusion.objectives import diffusion_loss
 from brainldm.diffusion.schedule import Schedule, make_schedule
 from brainldm.errors import UserError
 from brainldm.models.unet import DiffusionUNet
+from brainldm.parallel.rules import ANYWHERE, Placement
 from brainldm.training.state import DiffusionState, accumulate, ema_update, make_optimizer
 
 Metrics = dict[str, jax.Array]
@@ -54,8 +55,10 @@ def schedule_of(config: ml_collections.ConfigDict) -> Schedule:
     return make_schedule(**config.schedule.to_dict())
 
 
-def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Callable, Callable, Callable]:
-    """The functions of stage two.
+def build(
+    config: ml_collections.ConfigDict, unet: DiffusionUNet, place: Placement = ANYWHERE
+) -> tuple[Callable, Callable, Callable]:
+    """The functions of stage two; `place` says where the arrays of a step lie.
 
     Returns
       init(key, batch, latent_scale) -> DiffusionState
@@ -84,6 +87,7 @@ def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Calla
         )
 
     def loss(params, batch, latent_scale, key):
+        params, batch = place.whole(params), jax.tree.map(place.batch, batch)
         x0 = batch["latent"] * latent_scale
         key_noise, key_time, key_drop = jax.random.split(key, 3)
         size = x0.shape[0]
@@ -92,7 +96,7 @@ def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Calla
         drop = jax.random.uniform(key_drop, (size,)) < config.loss.condition_dropout
 
         def denoise(x, t):
-            return unet.apply({"params": params}, x, t, batch["condition"], drop)
+            return place.batch(unet.apply({"params": params}, place.batch(x), t, batch["condition"], drop))
 
         return jnp.mean(diffusion_loss(schedule, prediction, denoise, x0, noise, t, gamma))
 
@@ -100,7 +104,8 @@ def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Calla
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def compute(part: dict, key: jax.Array):
-            return jax.value_and_grad(loss)(state.params, part, state.latent_scale, key)
+            value, gradients = jax.value_and_grad(loss)(state.params, part, state.latent_scale, key)
+            return value, place.cut(gradients)
 
         arrays = {name: batch[name] for name in ("latent", "condition")}
         value, gradients = accumulate(compute, arrays, key, config.accumulation_steps)
@@ -115,6 +120,7 @@ def build(config: ml_collections.ConfigDict, unet: DiffusionUNet) -> tuple[Calla
         ), {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
 
     def validation_loss(params: Any, latent_scale: jax.Array, batch: dict) -> jax.Array:
+        params, batch = place.whole(params), jax.tree.map(place.batch, batch)
         x0 = batch["latent"] * latent_scale
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(batch["index"])
         spacing = schedule.num_train_steps / VALIDATION_TIMES

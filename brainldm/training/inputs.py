@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from brainldm.console import Counter, say
 from brainldm.data.augmentation import Augmentation
@@ -99,14 +100,21 @@ def augment_elements(
     return transform
 
 
-def padded_batches(source: Any, size: int, threads: int = 0) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Batches of one fixed size over the whole source, and how many rows of each are real; threads read ahead."""
-    rows = read_ahead(source.__getitem__, range(len(source)), threads, size)
+def padded_batches(
+    source: Any, size: int, threads: int = 0, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Batches of one fixed size over the whole source, and how many rows of each are real; threads read ahead.
+
+    With `share` (number, of how many) only that part of the rows of every batch is read and given.
+    """
+    number, parts = share
+    own = range(number * size // parts, (number + 1) * size // parts)
+    # The last scan fills up the last batch.
+    indices = [min(start + row, len(source) - 1) for start in range(0, len(source), size) for row in own]
+    rows = read_ahead(source.__getitem__, indices, threads, len(own))
     for start in range(0, len(source), size):
-        real = min(size, len(source) - start)
-        batch = [next(rows) for _ in range(real)]
-        batch += [batch[-1]] * (size - real)
-        yield {key: np.stack([row[key] for row in batch]) for key in batch[0]}, real
+        batch = [next(rows) for _ in own]
+        yield {key: np.stack([row[key] for row in batch]) for key in batch[0]}, min(size, len(source) - start)
 
 
 def latent_cache(
@@ -116,14 +124,16 @@ def latent_cache(
     encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int,
+    share: tuple[int, int],
     autoencoder: dict[str, Any],
     latent_shape: tuple[int, ...],
 ) -> LatentCache:
     """The encoded scans of all sides, encoding what is missing.
 
     `autoencoder` is what identifies the networks that encode (JSON). `encode(images [batch_size, D, H, W, 1])` gives
-    posterior means and standard deviations. Raises UserError when the cache there is of another autoencoder or of
-    other images, or a scan that is missing in it has no image.
+    posterior means and standard deviations; with several processes each gives its `share` (number, of how many) of the
+    rows and gets the whole result. Raises UserError when the cache there is of another autoencoder or of other images,
+    or a scan that is missing in it has no image.
     """
     augment, grid = augmentation_of(config), training_grid(config.data.spacing_mm)
     variants = config.latents.variants
@@ -144,6 +154,7 @@ def latent_cache(
     }
     cache = LatentCache(config.latents.path or Path(workdir) / LATENTS, identity)
     missing = cache.missing(record for name in SPLITS for record in sides[name])
+    _wait("latents read")  # before any process adds to them: all must find the same ones missing
     if missing:
         _require_images(config, missing, len(cache))
         cache.encode_missing(
@@ -154,9 +165,11 @@ def latent_cache(
             threads=config.data.threads,
             vary=lambda image, rng: augment(image, rng, config.data.spacing_mm),
             seed=config.seed,
+            share=share,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+    _wait("latents encoded")
     return cache
 
 
@@ -168,3 +181,9 @@ def _require_images(config: ml_collections.ConfigDict, records: list[Record], en
             f"{config.data.path}: {len(gone)} scans have no T1w image and are not among the {encoded} encoded ones "
             f"({', '.join(gone[:5])}). Bring the images back, or take the rows out of participants.tsv."
         )
+
+
+def _wait(name: str) -> None:
+    """Until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -23,7 +23,8 @@ from brainldm.data.pipeline import iterate
 from brainldm.errors import Stopped, UserError
 from brainldm.files import read_json, require_new_folder, write_json
 from brainldm.interrupts import StopRequest
-from brainldm.parallel.mesh import check_batch_size, data_mesh, replicated, shard_batch
+from brainldm.parallel.mesh import AXES, check_batch_size, make_mesh, shard_batch, without_space
+from brainldm.parallel.rules import rules_of
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
 from brainldm.training.inputs import LATENTS
@@ -33,6 +34,7 @@ from brainldm.training.stages import Stage, from_json, make_stage
 # What may change between the start of a run and its continuation: nothing that a step depends on.
 _FREE_TO_CHANGE = (
     "every",
+    "mesh.",
     "num_steps",
     "data.path",
     "data.cache_gib",
@@ -55,8 +57,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     # Encoding scans comes before the first step, so a work dir may hold nothing but the latents of a start cut off.
     begun = (Path(workdir) / LATENTS / INDEX).exists()
     workdir = require_new_folder(workdir, own=f"{LATENTS}/{INDEX}" if begun else "config.json")
-    mesh = data_mesh()
-    check_batch_size(config.batch_size // config.accumulation_steps, mesh)
+    mesh = make_mesh({axis: config.mesh[axis] for axis in AXES})
+    rules_of(config.mesh.rules)
+    # Only the autoencoder splits volumes.
+    check_batch_size(
+        config.batch_size // config.accumulation_steps, mesh if config.stage == "autoencoder" else without_space(mesh)
+    )
     _check_same_config(config, workdir)
     stage = make_stage(config, mesh, workdir)
     _check_same_scans(stage, workdir)
@@ -67,7 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
         write_excluded(workdir / "excluded.tsv", stage.excluded)
     checkpoints = Checkpoints(workdir)
     try:
-        _loop(config, workdir, mesh, stage, checkpoints)
+        _loop(config, workdir, stage, checkpoints)
     finally:
         checkpoints.close()
 
@@ -75,11 +81,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
 def _loop(
     config: ml_collections.ConfigDict,
     workdir: Path,
-    mesh: jax.sharding.Mesh,
     stage: Stage,
     checkpoints: Checkpoints,
 ) -> None:
-    state, progress = _initial_state(stage, checkpoints, mesh)
+    state, progress = _initial_state(stage, checkpoints)
     start = int(state.step)
     _announce(config, workdir, stage, state, start)
     writer = MetricWriter(workdir, start)
@@ -120,7 +125,7 @@ def _loop(
             for step in range(start + 1, config.num_steps + 1):
                 batch = next(batches)
                 scans = batch.pop("index")
-                state, metrics = step_function(state, shard_batch(batch, mesh), stage.frozen)
+                state, metrics = step_function(state, shard_batch(batch, stage.mesh), stage.frozen)
                 previous, waiting = waiting, (step, metrics, scans)
                 read(previous)
                 speed.count()
@@ -152,12 +157,13 @@ def _loop(
     plot_progress(workdir)
 
 
-def _initial_state(stage: Stage, checkpoints: Checkpoints, mesh: jax.sharding.Mesh) -> tuple[Any, dict]:
+def _initial_state(stage: Stage, checkpoints: Checkpoints) -> tuple[Any, dict]:
     """The newest checkpoint, or a fresh state made where it will live."""
     shapes = jax.eval_shape(stage.init)
+    shardings = stage.shardings(shapes)
     if checkpoints.latest is not None:
-        return checkpoints.restore(abstract_like(shapes, replicated(mesh)))
-    return jax.jit(stage.init, out_shardings=replicated(mesh))(), {"sums": {}, "count": 0}
+        return checkpoints.restore(abstract_like(shapes, shardings))
+    return jax.jit(stage.init, out_shardings=shardings)(), {"sums": {}, "count": 0}
 
 
 def _due(step: int, interval: int, last: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ from brainldm.diffusion.latent import decode_latents, sample_latents
 from brainldm.errors import UserError
 from brainldm.files import read_json
 from brainldm.models.autoencoder import AutoencoderKL
-from brainldm.parallel.mesh import replicated, shard_batch
+from brainldm.parallel.mesh import (
+    batch_parts,
+    batch_share,
+    check_volume,
+    constrainer,
+    on_host,
+    replicated,
+    shard_batch,
+    without_space,
+)
+from brainldm.parallel.rules import make_placement, rules_of, state_shardings
 from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.checkpoints import Checkpoints, abstract_like
@@ -45,18 +56,21 @@ PICTURES = 4
 """Brains in the pictures that a run draws."""
 
 VOXELS_PER_DEVICE = 160 * 224 * 160
-"""Voxels that a device encodes at once: one full-size volume, or more small ones."""
+"""Voxels that a device encodes at once: one full-size volume (or its part of one), or more small ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """What the training loop needs to know of a stage.
 
+    `mesh` is where its state and batches lie; shardings(shapes): the place of every array of the state.
     init(): a fresh state. train_step(state, batch, frozen): the next state and metrics. validate(state): metrics with
     "loss" among them. pictures(state): images by name. `names` are the scans that a batch's "index" points to;
     `excluded` what of the dataset was left out.
     """
 
+    mesh: Mesh
+    shardings: Callable[[Any], Any]
     init: Callable[[], Any]
     train_step: Callable[[Any, dict, Any], tuple[Any, dict]]
     frozen: Any
@@ -74,23 +88,41 @@ def make_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str | Pat
 
 
 def _encoding_batch(shape: tuple[int, ...], mesh: Mesh) -> int:
-    return mesh.size * int(np.clip(VOXELS_PER_DEVICE // np.prod(shape), 1, 8))
+    parts = batch_parts(mesh)
+    return parts * int(np.clip(VOXELS_PER_DEVICE * (mesh.size // parts) // np.prod(shape), 1, 8))
+
+
+def _at_least(count: int, mesh: Mesh) -> int:
+    """The smallest batch of `count` rows or more that can be split over a mesh."""
+    return -(-count // batch_parts(mesh)) * batch_parts(mesh)
+
+
+def shardings_of(shapes: Any, mesh: Mesh, config: ml_collections.ConfigDict, strict: bool = True) -> Any:
+    """The place of every array of a state (or, not `strict`, of other parameters) under `config.mesh`."""
+    return state_shardings(shapes, mesh, rules_of(config.mesh.rules), config.mesh.min_size, strict)
+
+
+def _placed(params: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> Any:
+    """Parameters that are not trained, from the host to their places."""
+    params = jax.tree.map(np.asarray, params)
+    return jax.device_put(params, shardings_of({"params": params}, mesh, config, strict=False)["params"])
 
 
 def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     """Stage one."""
+    shape = training_grid(config.data.spacing_mm).shape
+    check_volume(shape, max(len(config.model.channels) - 1, config.discriminator.num_layers), mesh)
+    place = make_placement(mesh, rules_of(config.mesh.rules), config.mesh.min_size)
     sides, excluded = read_sides(config)
     train, validation = volume_sources(config, sides)
     perceptual, frozen = make_perceptual(
         config.loss.perceptual, tuple(config.loss.perceptual_files), config.loss.perceptual_ratio
     )
-    init, train_step, reconstruct = stage_one.build(config, perceptual)
-    shape = training_grid(config.data.spacing_mm).shape
-    size = _encoding_batch(shape, mesh)
-    reconstruct = jax.jit(reconstruct)
+    init, train_step, reconstruct = stage_one.build(config, perceptual, place)
+    size, share = _encoding_batch(shape, mesh), batch_share(mesh)
     threads = config.data.threads
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated(mesh))
     def errors(params, image):
         reconstruction, mu, sigma = reconstruct(params, image)
         axes = tuple(range(1, image.ndim))
@@ -104,7 +136,7 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
 
     def validate_state(state) -> dict[str, float]:
         collected: dict[str, list] = {"l1": [], "mse": [], "kl": []}
-        for batch, real in padded_batches(validation, size, threads):
+        for batch, real in padded_batches(validation, size, threads, share):
             values = errors(state.params, shard_batch(batch["image"], mesh))
             for name, value in values.items():
                 collected[name].extend(np.asarray(value, np.float64)[:real])
@@ -116,31 +148,35 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
             "psnr": float(np.mean(-10 * np.log10(collected["mse"]))),
         }
 
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def pairs(params, image):
+        reconstruction, _, _ = reconstruct(params, image)
+        return image[:PICTURES, ..., 0], jnp.clip(reconstruction[:PICTURES, ..., 0], 0, 1)
+
     def pictures(state) -> dict[str, Image.Image]:
-        batch, real = _first(validation, max(PICTURES, mesh.size))
-        output = np.asarray(reconstruct(state.params, shard_batch(batch["image"], mesh))[0])
-        real = min(real, PICTURES)
+        batch, real = next(padded_batches(validation, _at_least(PICTURES, mesh), threads, share))
+        image, output = map(np.asarray, pairs(state.params, shard_batch(batch["image"], mesh)))
+        shown = min(real, PICTURES)
         return {
             "reconstructions": mosaic(
-                [
-                    ("held-out scans", list(batch["image"][:real, ..., 0])),
-                    ("reconstructed", list(np.clip(output[:real, ..., 0], 0, 1))),
-                ]
+                [("held-out scans", list(image[:shown])), ("reconstructed", list(output[:shown]))]
             )
         }
 
     image = jnp.zeros((1, *shape, 1))
     return Stage(
+        mesh=mesh,
+        shardings=lambda shapes: shardings_of(shapes, mesh, config),
         init=lambda: init(jax.random.key(config.seed), image),
         train_step=train_step,
-        frozen=jax.device_put(frozen, replicated(mesh)),
+        frozen=_placed(frozen, mesh, config),
         train=batches(
             train,
             batch_size=config.batch_size,
             seed=config.seed,
             transform=augment_elements(config),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share[0],
+            process_count=share[1],
         ),
         names=[record.name for record in sides["train"]],
         validate=validate_state,
@@ -158,17 +194,13 @@ def _scan_facts(sides: dict[str, list[Record]]) -> dict[str, Any]:
     }
 
 
-def _first(source: Any, size: int) -> tuple[dict[str, np.ndarray], int]:
-    """The first batch of a source, and how many rows of it are real."""
-    rows = [source[min(i, len(source) - 1)] for i in range(size)]
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, min(size, len(source))
-
-
-def load_autoencoder(path: str, mesh: Mesh) -> tuple[dict[str, Any], int, Any]:
+def load_autoencoder(
+    path: str, mesh: Mesh, run: ml_collections.ConfigDict | None = None
+) -> tuple[dict[str, Any], int, Any]:
     """A trained autoencoder from a work dir of stage one (its newest checkpoint) or a model folder.
 
-    Returns its constructor arguments (dtype by name), the spacing in mm that it was trained at, and its parameters.
-    Raises UserError when there is none.
+    Returns its constructor arguments (dtype by name), the spacing in mm that it was trained at, and its parameters,
+    placed on `mesh` as the config `run` says (default: replicated). Raises UserError when there is none.
     """
     if not path:
         raise UserError(
@@ -177,11 +209,12 @@ def load_autoencoder(path: str, mesh: Mesh) -> tuple[dict[str, Any], int, Any]:
         )
     if (Path(path) / "model.json").exists():
         model = load_model(path)
-        return model.spec.autoencoder, int(model.spec.grid.spacing_mm[0]), model.autoencoder
+        params = _placed(model.autoencoder, mesh, run) if run else jax.device_put(model.autoencoder, replicated(mesh))
+        return model.spec.autoencoder, int(model.spec.grid.spacing_mm[0]), params
     config = read_config(path)
     if config.stage != "autoencoder":
         raise UserError(f"{path}: the work dir of the {config.stage} stage; that of an autoencoder run is wanted.")
-    state = restore_state(config, path, mesh)
+    state = restore_state(config, path, mesh, run)
     return config.model.to_dict(), config.data.spacing_mm, state.params
 
 
@@ -206,11 +239,18 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def restore_state(config: ml_collections.ConfigDict, workdir: str | Path, mesh: Mesh) -> Any:
-    """The newest state of a finished or running work dir, without reading its data."""
+def restore_state(
+    config: ml_collections.ConfigDict, workdir: str | Path, mesh: Mesh, run: ml_collections.ConfigDict | None = None
+) -> Any:
+    """The newest state of a finished or running work dir, without reading its data.
+
+    It is placed on `mesh` as the config `run` says (default: replicated), whatever it was trained on.
+    """
+    shapes = _abstract_state(config, workdir)
+    shardings = shardings_of(shapes, mesh, run, strict=False) if run else replicated(mesh)
     checkpoints = Checkpoints(workdir)
     try:
-        state, _ = checkpoints.restore(abstract_like(_abstract_state(config, workdir), replicated(mesh)))
+        state, _ = checkpoints.restore(abstract_like(shapes, shardings))
     finally:
         checkpoints.close()
     return state
@@ -234,32 +274,44 @@ def _abstract_state(config: ml_collections.ConfigDict, workdir: str | Path) -> A
 
 
 def encoder(autoencoder: AutoencoderKL, params: Any, mesh: Mesh) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
-    """Posterior means and standard deviations, [B, d, h, w, C] each, of images [B, D, H, W, 1]."""
-    function = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, method="encode"))
+    """Posterior means and standard deviations, [B, d, h, w, C] each, of images [B, D, H, W, 1].
+
+    With several processes each gives its own rows of the images and gets all rows of the result.
+    """
+    constrain = constrainer(mesh)
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def function(params, image):
+        params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+        return tuple(map(constrain, autoencoder.apply({"params": params}, image, method="encode")))
+
     return lambda images: jax.device_get(function(params, shard_batch(images, mesh)))
 
 
 def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str | Path) -> Stage:
     """Stage two. What of the dataset the latent cache lacks is encoded with the frozen autoencoder first."""
-    arguments, spacing, frozen_params = load_autoencoder(config.autoencoder, mesh)
+    flat = without_space(mesh)  # where the denoising network lies; the autoencoder's mesh may split volumes
+    place = make_placement(flat, rules_of(config.mesh.rules), config.mesh.min_size)
+    arguments, spacing, frozen_params = load_autoencoder(config.autoencoder, mesh, config)
     if spacing != config.data.spacing_mm:
         raise UserError(
             f"config.data.spacing_mm is {config.data.spacing_mm}, but the autoencoder {config.autoencoder} was "
             f"trained at {spacing} mm. Use the same."
         )
+    check_volume(training_grid(spacing).shape, len(arguments["channels"]) - 1, mesh)
     sides, excluded = read_sides(config, need_images=False)
     autoencoder = AutoencoderKL(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
     encode = encoder(autoencoder, frozen_params, mesh)
-    batch = _encoding_batch(training_grid(spacing).shape, mesh)
     image = jax.ShapeDtypeStruct((1, *training_grid(spacing).shape, 1), jnp.float32)
     abstract = jax.eval_shape(lambda p, x: autoencoder.apply({"params": p}, x, method="encode"), frozen_params, image)
-    shape, autoencoder_sha256 = abstract[0].shape[1:], params_sha256(frozen_params)
+    shape, autoencoder_sha256 = abstract[0].shape[1:], params_sha256(on_host(frozen_params))
     cache = latent_cache(
         config,
         workdir,
         sides,
         encode,
-        batch_size=batch,
+        batch_size=_encoding_batch(training_grid(spacing).shape, mesh),
+        share=batch_share(mesh),
         autoencoder={"autoencoder_sha256": autoencoder_sha256, "dtype": str(arguments["dtype"])},
         latent_shape=shape,
     )
@@ -272,46 +324,52 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
         train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
     scale = config.latent_scale or 1.0 / cache.std(names["train"])
     unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], covariates_of(config).width))
-    init, train_step, loss = stage_two.build(config, unet)
-    loss = jax.jit(loss)
+    init, train_step, loss = stage_two.build(config, unet, place)
+    loss = jax.jit(loss, out_shardings=replicated(flat))
     schedule = stage_two.schedule_of(config)
-    size = mesh.size * max(1, min(8, len(validation)))
+    size, share = batch_parts(flat) * max(1, min(8, len(validation))), batch_share(flat)
     sampling = config.sampling
     # guidance 1 is the plain conditional model: leave the unconditional half out
     guidance = None if sampling.guidance == 1.0 else sampling.guidance
 
-    @jax.jit
-    def sample(params, frozen_params, latent_scale, condition, keys):
+    def decode(frozen_params, latents, latent_scale):
+        frozen_params = jax.lax.with_sharding_constraint(frozen_params, replicated(mesh))
+        parts, constrain = batch_parts(mesh), constrainer(mesh)
+        return decode_latents(autoencoder, frozen_params, latents, latent_scale, at_once=parts, place=constrain)
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def pairs(params, frozen_params, latent_scale, batch, number):
+        """Held-out latents decoded, and samples drawn for the same conditions with the noise of `number`."""
+        keys = jax.random.split(jax.random.key(config.seed), PICTURES)[number % PICTURES]
         latents = sample_latents(
             unet,
-            params,
+            place.whole(params),
             schedule,
-            condition,
+            batch["condition"],
             keys,
             shape,
             prediction=config.loss.prediction,
             num_steps=sampling.num_steps,
             eta=sampling.eta,
             guidance=guidance,
+            place=place.batch,
         )
-        return decode_latents(autoencoder, frozen_params, latents, latent_scale)
-
-    @jax.jit
-    def decode(frozen_params, latents):
-        return decode_latents(autoencoder, frozen_params, latents, 1.0)
+        real, drawn = decode(frozen_params, batch["latent"], 1.0), decode(frozen_params, latents, latent_scale)
+        return real[:PICTURES], drawn[:PICTURES]
 
     def validate_state(state) -> dict[str, float]:
         found = []
-        for batch, real in padded_batches(validation, size):
-            found.extend(np.asarray(loss(state.ema, state.latent_scale, shard_batch(batch, mesh)), np.float64)[:real])
+        for batch, real in padded_batches(validation, size, share=share):
+            found.extend(np.asarray(loss(state.ema, state.latent_scale, shard_batch(batch, flat)), np.float64)[:real])
         return {"loss": float(np.mean(found))}
 
     def pictures(state) -> dict[str, Image.Image]:
-        chosen = np.arange(PICTURES) % len(validation)
-        rows = [validation[int(i)] for i in chosen]
-        keys = jax.random.split(jax.random.key(config.seed), PICTURES)
-        drawn = sample(state.ema, frozen_params, state.latent_scale, np.stack([row["condition"] for row in rows]), keys)
-        real = decode(frozen_params, np.stack([row["latent"] for row in rows]))
+        number = np.arange(_at_least(PICTURES, flat))
+        number = np.split(number.astype(np.int32), share[1])[share[0]]  # of the rows that this process gives
+        rows = [validation[int(i) % PICTURES % len(validation)] for i in number]
+        batch = {key: np.stack([row[key] for row in rows]) for key in ("latent", "condition")}
+        arrays = shard_batch((batch, number), flat)
+        real, drawn = pairs(state.ema, frozen_params, state.latent_scale, *arrays)
         return {
             "samples": mosaic(
                 [
@@ -323,6 +381,8 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
 
     batch = {"latent": jnp.zeros((1, *shape)), "condition": jnp.zeros((1, covariates_of(config).width))}
     return Stage(
+        mesh=flat,
+        shardings=lambda shapes: shardings_of(shapes, flat, config),
         init=lambda: init(jax.random.key(config.seed), batch, scale),
         train_step=train_step,
         frozen=None,
@@ -331,8 +391,8 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
             batch_size=config.batch_size,
             seed=config.seed,
             transform=train.draw if isinstance(train, DrawnLatents) else None,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share[0],
+            process_count=share[1],
         ),
         names=names["train"],
         validate=validate_state,

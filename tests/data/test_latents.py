@@ -176,13 +176,30 @@ def test_a_file_that_is_cut_off_while_in_use_is_refused(tmp_path):
         cache.read("sub-000")
 
 
-def test_processes_share_out_the_shards(tmp_path):
+def test_processes_read_their_rows_and_share_out_the_shards(tmp_path):
     scans = records(tmp_path, 11)
     encode(tmp_path / "one", scans)
-    for index in range(2):  # both begin before either has written
-        cache = LatentCache(tmp_path / "two", IDENTITY)
-        cache.encode_missing(scans, load, Encoder(), batch_size=4, shard_scans=3, process_index=index, process_count=2)
+    caches = [LatentCache(tmp_path / "two", IDENTITY) for _ in range(2)]  # both begin before either has written
+
+    def images(rows):
+        return np.stack([load(scan) for scan in rows])[..., None]
+
+    for index, cache in enumerate(caches):
+        given = []
+
+        def encoded(own, given=given):  # the whole batch, of which a process gives its half
+            start = 4 * len(given)
+            given.append(own)
+            return Encoder()(images([scans[min(i, 10)] for i in range(start, start + 4)]))
+
+        cache.encode_missing(
+            scans, load, encoded, batch_size=4, share=(index, 2), shard_scans=3, process_index=index, process_count=2
+        )
+        rows = [scans[min(4 * n + 2 * index + k, 10)] for n in range(3) for k in range(2)]
+        np.testing.assert_array_equal(np.concatenate(given), images(rows))
+        assert len(cache) == 11 and not cache.missing(scans)  # it knows what the other writes
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    np.testing.assert_array_equal(caches[0].read("sub-004"), caches[1].read("sub-004"))
 
 
 VARIED = {**IDENTITY, "variants": 3, "augment": {"affine_probability": 1.0}}

@@ -68,8 +68,8 @@ def test_without_volumes_what_is_missing_is_named(bare, config, tmp_path):
 def test_latents_of_other_weights_are_refused(demo_run, config, monkeypatch):
     real = stages.load_autoencoder
 
-    def other(path, mesh):
-        arguments, spacing, params = real(path, mesh)
+    def other(*arguments):
+        arguments, spacing, params = real(*arguments)
         return arguments, spacing, jax.tree.map(lambda x: x * 1.001, params)
 
     monkeypatch.setattr(stages, "load_autoencoder", other)

@@ -15,7 +15,7 @@ from brainldm.data.bids import image_path
 from brainldm.data.grids import training_grid
 from brainldm.data.volumes import write_volume
 from brainldm.errors import Stopped, UserError
-from brainldm.parallel.mesh import data_mesh
+from brainldm.parallel.mesh import data_mesh, replicated
 from brainldm.training import loop, stages
 from brainldm.training.metrics import MetricWriter, read_metrics
 from brainldm.training.state import accumulate, ema_update, make_optimizer
@@ -78,7 +78,7 @@ def test_the_latent_scale_is_computed_and_kept(demo_run):
     )
 
 
-def fake_stage(losses):
+def fake_stage(losses, mesh):
     """A stage whose step k reports losses[k]; its state counts steps."""
 
     def train_step(state, batch, frozen):
@@ -89,6 +89,8 @@ def fake_stage(losses):
 
     source = LatentSource(np.zeros((3, 2, 2, 2, 1), np.float32), np.zeros((3, 4)))
     return stages.Stage(
+        mesh=mesh,
+        shardings=lambda shapes: jax.tree.map(lambda _: replicated(mesh), shapes),
         init=lambda: State(step=jnp.zeros((), jnp.int32), params={"w": jnp.zeros(3)}),
         train_step=lambda s, b, f: _as_state(train_step({"step": s.step, "params": s.params}, b, f)),
         frozen=None,
@@ -123,7 +125,7 @@ def fake_run(demo_run, tmp_path, monkeypatch):
     config.every.images = 0
 
     def run(losses):
-        monkeypatch.setattr(loop, "make_stage", lambda config, mesh, workdir: fake_stage(losses))
+        monkeypatch.setattr(loop, "make_stage", lambda config, mesh, workdir: fake_stage(losses, mesh))
         loop.train(config.lock(), tmp_path / "run")
 
     return run, tmp_path / "run"
