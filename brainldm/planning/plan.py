@@ -9,10 +9,15 @@ from typing import Any
 import ml_collections
 
 from brainldm.console import duration, say
+from brainldm.data.grids import training_grid
 from brainldm.errors import UserError
 from brainldm.parallel.mesh import AXES, mesh_shape
 from brainldm.planning.chips import Chip, Topology
 from brainldm.planning.compiler import Compiler
+from brainldm.training.config import validate
+
+PROGRAMS = {"autoencoder": ("train", "encode", "decode"), "diffusion": ("train", "sample", "encode", "decode")}
+"""The programs of each stage, the first being its training step."""
 
 TRIES = 6
 """Changes of a config that are compiled at most, in search of one that fits."""
@@ -34,9 +39,15 @@ def make_plan(
     matrix units are expected to reach. With `search` the largest batch is looked for, and, when the training step does
     not fit, a mesh or rematerialisation with which it does. Raises UserError when the mesh does not fit the target.
     """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.path = config.data.path or "none"  # nothing is read
+    validate(config)
     devices = target if isinstance(target, int) else target.devices
     notes: list[str] = []
     batch = _batch(config, devices, notes) if "train" in programs else None
+    if config.stage == "diffusion" and not config.autoencoder:
+        notes.append("config.autoencoder is empty: latents are of the shape that the paper's autoencoder gives.")
     plan: dict[str, Any] = {
         "target": f"{devices} virtual devices" if isinstance(target, int) else target.name,
         "chip": vars(chip) if chip else None,
@@ -166,10 +177,8 @@ def _fitting(
     plan: dict[str, Any],
 ) -> dict[str, Any] | None:
     """The first change with which the training step fits, compiled; None when none of those tried does."""
-    from brainldm.planning.programs import volume_shape
-
     halvings = max(len(config.model.channels) - 1, config.get("discriminator", {}).get("num_layers", 0))
-    sides = tuple(side // 2**halvings for side in volume_shape(config)[:2])
+    sides = tuple(side // 2**halvings for side in training_grid(config.data.spacing_mm).shape[:2])
     plan["tried"] = []
     for number, changes in enumerate(candidates(config, compiler.devices, sides)):
         if number == TRIES:

@@ -25,9 +25,6 @@ from brainldm.training.perceptual import perceptual_shapes
 from brainldm.training.stages import read_config
 from brainldm.weights.model_folder import load_model
 
-PROGRAMS = {"autoencoder": ("train", "encode", "decode"), "diffusion": ("train", "sample", "encode", "decode")}
-"""The programs of each stage, the first being its training step."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -45,7 +42,7 @@ class Program:
 
 
 def make_program(name: str, config: ml_collections.ConfigDict, mesh: Mesh, batch: int | None) -> Program:
-    """One of PROGRAMS for a config. `batch` rows in all; None: the config's batch, or one row for each part of it."""
+    """One of plan.PROGRAMS. `batch` rows in all; None: the config's (train), or one row for each part of the mesh."""
     if config.stage == "autoencoder" and name == "train":
         return _autoencoder_step(config, mesh, batch or config.batch_size)
     if name == "train":

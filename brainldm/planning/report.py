@@ -38,8 +38,8 @@ def report(plan: dict[str, Any]) -> str:
     if chip:
         lines.append(
             f"held against: {chip['name']}, {size(chip['memory'])} a device, "
-            f"{chip['peak'] / 1e12:.0f} TFLOP/s bfloat16, memory {chip['memory_bandwidth'] / 1e9:.0f} GB/s, neighbours {chip['link_bandwidth'] / 1e9:.0f} GB/s "
-            f"[{chip['source']}]"
+            f"{chip['peak'] / 1e12:.0f} TFLOP/s bfloat16, memory {chip['memory_bandwidth'] / 1e9:.0f} GB/s, "
+            f"neighbours {chip['link_bandwidth'] / 1e9:.0f} GB/s [{chip['source']}]"
         )
     else:
         lines.append("held against no chip (--chip NAME chooses one), so without limits and times")

@@ -28,8 +28,10 @@ from brainldm.training.stages import from_json
 # (memory, operations, collectives) is nearly the same.
 _QUICK = {"exec_time_optimization_effort": -1.0}
 
-_TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT])"
+_USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
+_TEMPORARIES = re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 
 
 def devices_of(target: dict[str, Any]) -> list[Any]:
@@ -88,13 +90,23 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = _TOO_LARGE.search(str(error))
-        answer |= {"fits": False, "seconds": time.monotonic() - begun, "memory": None, "limit": None}
-        if found:
-            answer["memory"] = {"total": float(found.group(1)) * _UNITS[found.group(2)]}
-            answer["limit"] = float(found.group(3)) * _UNITS[found.group(4)]
-        return answer
+        given = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(program.arguments))
+        needed = too_large(str(error), given)
+        return answer | {"fits": False, "seconds": time.monotonic() - begun, **needed}
     return answer | {"fits": None, "seconds": time.monotonic() - begun} | _read(compiled, len(devices))
+
+
+def too_large(message: str, arguments: float) -> dict[str, Any]:
+    """Memory needed and its limit, from what the TPU's compiler says about a program that does not fit.
+
+    It names either everything or what the program needs beside its `arguments` (bytes).
+    """
+    used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
+    found = used or temporaries
+    if not found:
+        return {"memory": None, "limit": None}
+    needed, limit = (float(found.group(i)) * _UNITS[found.group(i + 1)] for i in (1, 3))
+    return {"memory": {"total": needed + (0 if used else arguments)}, "limit": limit}
 
 
 def _local_bytes(leaf: Any) -> int:

@@ -72,8 +72,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     from brainldm.errors import UserError
     from brainldm.planning.chips import find_chip, parse_topology
-    from brainldm.planning.plan import make_plan
-    from brainldm.planning.programs import PROGRAMS
+    from brainldm.planning.plan import PROGRAMS, make_plan
     from brainldm.planning.report import report
     from brainldm.train import parse
 
