@@ -58,7 +58,7 @@ def require_usable(found: Fingerprint) -> None:
 
 def with_config(options: Options, path: str) -> Options:
     """`options` with what the training config at `path` says. Raises UserError when it cannot be read."""
-    config, _ = parse(["--config", path, "--workdir", "."])
+    config = parse(["--config", path, "--workdir", "."])[0]
     plan = Plan(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
     if config.stage == "autoencoder":
         levels = len(config.model.channels)

@@ -71,10 +71,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.train import run
 
-    refuse_silent_cpu()
     run(arguments)
 
 

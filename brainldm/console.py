@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -19,8 +20,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """A line for the person, on standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person, on standard error: standard output is for results.
+
+    A log that cannot be written, as on a full disk, ends nothing.
+    """
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -17,3 +17,9 @@ class Stopped(BrainldmError):
     """Stopped from outside with everything saved; the same command goes on from here. Exit code 75."""
 
     exit_code = 75
+
+
+class PeerLost(BrainldmError):
+    """Another process of the run is gone; started again, the run goes on from its last checkpoint. Exit code 75."""
+
+    exit_code = 75

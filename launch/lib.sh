@@ -1,5 +1,5 @@
-# Shared by demo.sh and test.sh: from a bare Python >= 3.11 to a virtual environment with the pinned packages.
-# Sourced, never run. Sets root (the checkout) and venv (the environment).
+# Shared by the scripts: from a bare Python >= 3.11 to a virtual environment with the pinned packages; how to say,
+# refuse and show. Sourced, never run. Sets root (the checkout) and venv (the environment).
 # shellcheck shell=bash
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -8,6 +8,41 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PYTHONNOUSERSITE=1
 
 say() { echo "==> $*" >&2; }
 fail() { echo "error: $*" >&2; exit 1; }
+mistake() { echo "error: $*" >&2; exit 2; }
+
+# usage: the lines at the top of the script that begin with "#   ", and exit code 2.
+usage() { sed -n 's/^#   /usage: /p' "$0" >&2; exit 2; }
+
+# quoted WORD...: the words on one line, ready to be pasted into a shell.
+quoted() {
+    local word line=""
+    for word; do
+        if [[ ! "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then word="${word@Q}"; fi
+        line+="${line:+ }$word"
+    done
+    echo "$line"
+}
+
+# step WORD...: runs a command, or shows it when dry_run is yes.
+step() { if [[ "${dry_run:-no}" == yes ]]; then quoted "$@"; else "$@"; fi; }
+
+# check_train TRAIN ARGUMENTS: both that every training run needs. Sets workdir.
+check_train() {
+    local word before="" config=""
+    workdir=""
+    for word; do
+        case "$word" in
+            --config=?*) config="${word#*=}" ;;
+            --workdir=?*) workdir="${word#*=}" ;;
+        esac
+        case "$before" in
+            --config) config="$word" ;;
+            --workdir) workdir="$word" ;;
+        esac
+        before="$word"
+    done
+    if [[ -z "$config" || -z "$workdir" ]]; then usage; fi
+}
 
 # new_enough PYTHON: is it a Python >= 3.11 that starts?
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }

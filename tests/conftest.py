@@ -26,10 +26,20 @@ def shared() -> Path:
 def demo_run(tmp_path_factory) -> Path:
     """The folder of `brainldm demo --tiny`: a dataset, both trained stages, a model, a generated dataset, a report.
 
-    Made once; tests read it, and copy what they change.
+    Made once; tests read it, and copy what they change. The programs compiled meanwhile are kept in `compiled` beside
+    it, for tests that train further in processes of their own.
     """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
     from brainldm import demo
 
     out = tmp_path_factory.mktemp("demo") / "out"
-    demo.demo(out, demo.TINY)
+    jax.config.update("jax_compilation_cache_dir", str(out.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    try:
+        demo.demo(out, demo.TINY)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
     return out

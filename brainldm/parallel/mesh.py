@@ -157,8 +157,8 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
             f"config.batch_size {batch_size} (of a microbatch, with config.accumulation_steps) cannot be split evenly "
-            f"over {parts} devices (config.mesh data x fsdp). The nearest that works is {nearest}; or let devices share "
-            "volumes, by config.mesh.space."
+            f"over {parts} devices (config.mesh data x fsdp). The nearest that works is {nearest}; or let devices "
+            "share volumes, by config.mesh.space."
         )
 
 

@@ -72,8 +72,8 @@ def state_shardings(shapes: Any, mesh: Mesh, rules: Sequence[Rule], min_size: in
     """A sharding for every leaf of `shapes` (arrays, or shapes of jax.eval_shape).
 
     With "fsdp" an array of at least `min_size` elements is cut along its last axis that the mesh axis `fsdp` divides
-    (the outputs of a kernel); where there is none, and without a rule, it is replicated. Raises UserError for a rule that
-    decides about nothing, unless not `strict`: for parts of a state, which some rules do not concern.
+    (the outputs of a kernel); where there is none, and without a rule, it is replicated. Raises UserError for a rule
+    that decides about nothing, unless not `strict`: for parts of a state, which some rules do not concern.
     """
     parts = mesh.shape["fsdp"]
     decided = [0] * len(rules)

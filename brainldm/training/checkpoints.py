@@ -1,91 +1,307 @@
-"""Checkpoints of a training run. The only room that knows orbax."""
+"""Checkpoints of a training run. The only room that knows orbax; steps.py knows the folder."""
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
-import math
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from brainldm.errors import UserError
+from brainldm.console import say
+from brainldm.errors import BrainldmError, Stopped, UserError
+from brainldm.training import steps
 
 Tree = Any
 
+ATTEMPTS = 3
+"""Failed saves in a row after which a run ends."""
+
+_NONE, _NONE_WHOLE = -1, -2
+_TOLERATED = (OSError, ValueError, RuntimeError)  # what Orbax raises when a disk is full or a file server away
+
 
 class Checkpoints:
-    """The checkpoints of one work dir: the last two and the one with the lowest validation loss.
+    """The checkpoints of one work dir: the last `keep_last`, every `keep_every`th step and the best one.
 
-    Saving is asynchronous and atomic; `close` waits for it.
+    Reading changes nothing in the folder, so it may go on beside a run that writes. A run that writes calls `begin`
+    first, which clears up after a kill. Saving is asynchronous: `save` returns when the state is copied off the
+    devices. A step counts once it is whole on disk with the SHA-256 of every file (see steps.py), which is checked
+    before a step is read. With several processes, all of them call every method, in the same order.
     """
 
-    def __init__(self, workdir: str | Path):
-        # Orbax logs every phase of every save; its errors are raised.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
-            (Path(workdir) / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["loss"],
-                best_mode="min",
-                # A policy, because best_fn with max_to_keep would delete the newest step.
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(2),
-                        policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1),
-                    ]
-                ),
-            ),
-        )
+    def __init__(self, workdir: str | Path, keep_last: int = 2, keep_every: int = 0):
+        # Orbax logs every phase of every save, and errors with their traces; errors are raised as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._folder = (Path(workdir) / "checkpoints").absolute()
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._losses: dict[int, float | None] = {}
+        self._checked: set[int] = set()
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._thread: threading.Thread | None = None
+        self._pending: int | None = None
+        self._error: BaseException | None = None
+        self._failures = 0
+        self._report = ""
 
     @property
     def latest(self) -> int | None:
-        """The newest step saved."""
-        return self._manager.latest_step()
+        """The newest finished step, as it is on disk now."""
+        return max(steps.finished_steps(self._folder), default=None)
 
-    def save(self, step: int, state: Tree, progress: dict, validation_loss: float | None) -> None:
-        """Save `state` and the loop's own JSON `progress` as step `step`."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)),
-            # A step that was never validated cannot be the best, and the policy wants a number to compare.
-            metrics={"loss": math.inf if validation_loss is None else validation_loss},
-        )
+    def begin(self) -> int | None:
+        """The newest whole step, to go on from; None when there is none.
+
+        Deletes what a killed save left, and puts damaged steps aside, so that their numbers are free again. Raises
+        BrainldmError when there are steps and none is whole.
+        """
+        step, damaged = self._newest_whole()
+        if _primary():
+            steps.remove_unfinished(self._folder)
+            for number in damaged:
+                say(f"It is kept as {steps.set_aside(self._folder, number)}; delete it when you do not need it.")
+            self._losses = {number: self._loss_of(number) for number in steps.finished_steps(self._folder)}
+        return step
+
+    def save(
+        self,
+        step: int,
+        state: Tree,
+        progress: dict,
+        about: dict | None = None,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to save `state` as step `step`, with the loop's own JSON `progress` and what it says `about` the run.
+
+        The best step is the one with the lowest progress["validation_loss"]. `ready` is called first, in process 0,
+        and may raise OSError when what belongs to the step is not on disk: it counts as a failed save.
+        A failed save is a warning, given when the next one begins; the ATTEMPTSth in a row raises Stopped.
+        """
+        self.wait()
+        self._pending = step
+        args = {
+            # A copy, because it is written while the loop goes on adding to its sums.
+            "progress": ocp.args.JsonSave(copy.deepcopy(progress)),
+            "about": ocp.args.JsonSave({**(about or {}), "shapes": shapes_of(state)}),
+            **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
+        }
+        try:
+            self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            self._writer.save(steps.unfinished_path(self._folder, step), args=ocp.args.Composite(**args))
+            if _primary():
+                ready()
+        except _TOLERATED as error:
+            self._error = error
+        loss = progress.get("validation_loss")
+        self._thread = threading.Thread(target=self._finish, args=(step, loss), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _finish(self, step: int, loss: float | None) -> None:
+        """In a thread: wait for Orbax, make the step count, delete what need not be kept."""
+        try:
+            self._writer.wait_until_finished()
+            if self._error is not None or not _primary():
+                return
+            steps.finish(self._folder, step)
+        except BaseException as error:  # reported by `wait`, in the main thread
+            self._error = error
+            return
+        self._losses[step] = loss
+        for old in steps.superfluous(self._losses, self._keep_last, self._keep_every):
+            del self._losses[old]
+            try:
+                steps.remove(self._folder, old)
+            except OSError as error:
+                say(f"{self._folder / str(old)}: cannot be deleted ({error.strerror}).")
+
+    def wait(self) -> bool:
+        """Wait for the save under way; whether it did well. Raises Stopped after ATTEMPTS failures in a row."""
+        if self._pending is None:
+            return True
+        self._thread.join()
+        step, error = self._pending, self._error
+        self._thread = self._pending = self._error = None
+        if not _anywhere(error is not None):
+            self._failures = 0
+            return True
+        if error is not None and not isinstance(error, _TOLERATED):
+            raise error
+        self._failures += 1
+        self._writer = None  # a new one has no memory of the failure
+        if _primary():
+            steps.remove_unfinished(self._folder)
+        self._report = f"Step {step} could not be saved ({_first_line(error)}). {self._newest()}"
+        if self._failures >= ATTEMPTS:
+            raise Stopped(
+                f"{self._report} {ATTEMPTS} saves in a row failed, so the run ends. Make room (or repair the disk); "
+                "the same command then goes on from the finished step."
+            )
+        if _primary():
+            say(f"Warning: {self._report} Training goes on and tries again with the next checkpoint.")
+        return False
+
+    def finish(self) -> None:
+        """Wait for the save under way. Raises Stopped when it failed."""
+        if not self.wait():
+            raise Stopped(f"{self._report} Make room (or repair the disk); the same command then goes on from there.")
+
+    def about(self, step: int) -> dict:
+        """What was said about the run when `step` was saved."""
+        return self._read(step, about=ocp.args.JsonRestore())["about"]
 
     def restore(self, abstract: Tree, step: int | None = None) -> tuple[Tree, dict]:
-        """The state of `step` (None: the newest) in the shapes, types and shardings of `abstract`, and the progress.
+        """The state of `step` (None: the newest whole one) in the shapes, types and shardings of `abstract`, and the
+        progress.
 
-        Raises UserError when there is no checkpoint or it does not fit.
+        The devices may be others, and in another order, than those that saved it. Raises UserError when there is no
+        checkpoint or it does not fit (naming what differs), BrainldmError when a file of it is not as it was written.
         """
-        step = self.latest if step is None else step
         if step is None:
-            raise UserError(f"{self._manager.directory}: no checkpoint in it. Train first.")
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()),
+            step, _ = self._newest_whole()
+        elif _from_primary(lambda: int(self._damage(step) is not None)):
+            raise BrainldmError(f"{self._folder / str(step)} is damaged ({self._damage(step)}).")
+        if step is None:
+            raise UserError(f"{self._folder}: no checkpoint in it. Train first.")
+        differences = _differences(self.about(step)["shapes"], shapes_of(abstract))
+        if differences:
+            raise UserError(
+                f"{self._folder / str(step)} was written by another model: {'; '.join(differences[:5])}"
+                + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
+                + ". Use the config that the work dir was made with."
             )
+        items = _items(abstract)
+        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        try:
+            restored = self._read(step, progress=ocp.args.JsonRestore(), **arguments)
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"{self._manager.directory}/{step}: cannot be restored with this config ({_first_line(error)}). "
+                f"{self._folder / str(step)}: cannot be restored with this config ({_first_line(error)}). "
                 "Was it written by another model? Use the config that the work dir was made with."
             ) from error
-        return restored["state"], restored["progress"]
+        return _joined({name: restored[name] for name in items}), restored["progress"]
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is on disk, after a run that ends otherwise than by `finish`."""
+        if self._pending is not None:
+            self._thread.join()
+            if self._error is not None:
+                say(f"Warning: step {self._pending} could not be saved ({_first_line(self._error)}). {self._newest()}")
+                if _primary():
+                    steps.remove_unfinished(self._folder)
+            self._pending = self._thread = self._error = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _read(self, step: int, **arguments: Any) -> Any:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(self._folder / str(step), args=ocp.args.Composite(**arguments))
+
+    def _loss_of(self, step: int) -> float | None:
+        # by the file, because only process 0 asks, and Orbax reads with all of them
+        try:
+            return json.loads((self._folder / str(step) / "progress/metadata").read_text()).get("validation_loss")
+        except (OSError, ValueError, AttributeError):
+            return None  # damaged: not the best
+
+    def _damage(self, step: int) -> str | None:
+        if step in self._checked:
+            return None
+        damage = steps.find_damage(self._folder, step)
+        if damage is None:
+            self._checked.add(step)
+        return damage
+
+    def _newest_whole(self) -> tuple[int | None, list[int]]:
+        """The newest step with all files as they were written, and the damaged ones after it (in process 0)."""
+        damaged: dict[int, str] = {}
+
+        def search() -> int:
+            for step in reversed(steps.finished_steps(self._folder)):
+                damage = self._damage(step)
+                if damage is None:
+                    return step
+                damaged[step] = damage
+            return _NONE_WHOLE if damaged else _NONE
+
+        found = _from_primary(search)
+        if found == _NONE_WHOLE:
+            listed = "; ".join(f"{step} ({damage})" for step, damage in damaged.items())
+            raise BrainldmError(
+                f"{self._folder}: no step is whole: {listed or 'see process 0'}. Bring a step back from a copy. To "
+                "start again from nothing, delete the folder."
+            )
+        for step, damage in damaged.items():
+            then = f"falling back to step {found}, the one before that is whole"
+            say(f"{self._folder / str(step)} is damaged ({damage}) and is not used; {then}.")
+        return (None if found == _NONE else found), list(damaged)
+
+    def _newest(self) -> str:
+        step = self.latest
+        return "No step is finished yet." if step is None else f"The newest finished step is {step}."
 
 
-def abstract_like(state: Tree, shardings: Tree) -> Tree:
-    """Shapes and types of `state` (arrays or shapes), placed by `shardings`: one for all, or a tree of them."""
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _: shardings, state)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+def abstract_like(state: Tree, sharding: jax.sharding.Sharding | Tree) -> Tree:
+    """Shapes and types of `state` (arrays or shapes), placed by `sharding`: one for all, or a tree of them."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, state)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, sharding)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def shapes_of(state: Tree) -> dict[str, str]:
+    """The type and shape of every array of a state by its path: {"params/conv/kernel": "float32 3x3x3x1x8"}."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype} {'x'.join(map(str, x.shape)) or 'scalar'}"
+        for path, x in leaves
+    }
+
+
+def _differences(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    return [
+        f"{name} is {saved.get(name, 'not there')} in it, {wanted.get(name, 'not there')} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+
+
+def _items(state: Tree) -> dict[str, Tree]:
+    """The items of a checkpoint: the moving average, which alone is sampled from, and all the rest."""
+    if getattr(state, "ema", None) is None:
+        return {"state": state}
+    return {"state": state.replace(ema=None), "ema": state.ema}
+
+
+def _joined(items: dict[str, Tree]) -> Tree:
+    return items["state"].replace(ema=items["ema"]) if "ema" in items else items["state"]
+
+
+def _primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _from_primary(function: Callable[[], int]) -> int:
+    """What `function` returns in process 0, in all processes."""
+    value = function() if _primary() else 0
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _anywhere(flag: bool) -> bool:
+    """Whether `flag` is set in any process."""
+    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def _first_line(error: BaseException | None) -> str:
+    if error is None:
+        return "in another process"
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) < 300 else f"{line[:100]} ... {line[-180:]}"  # the file system's word comes last

@@ -79,6 +79,15 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     every.validate = 500
     every.images = 1000
     every.checkpoint = 1000
+
+    # Checkpoints that stay, besides the one with the lowest validation loss.
+    config.checkpoints = checkpoints = ml_collections.ConfigDict()
+    checkpoints.keep_last = 2  # at least 2 let a run fall back when the newest is damaged
+    checkpoints.keep_every = 0  # those whose step is a multiple of this; 0: none
+
+    # What ends a run that hangs, with exit code 75; 0: never.
+    config.watchdog_seconds = 1800.0  # without a completed step
+    config.heartbeat_seconds = 90.0  # without a sign of life from another process
     return config
 
 
@@ -212,6 +221,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key in ("batch_size", "accumulation_steps", "num_steps"):
         if config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}; at least 1 is wanted.")
+    if config.checkpoints.keep_last < 1 or config.checkpoints.keep_every < 0:
+        raise UserError(
+            f"config.checkpoints: keep_last is {config.checkpoints.keep_last} (at least 1 is wanted) and keep_every "
+            f"{config.checkpoints.keep_every} (at least 0)."
+        )
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"config.batch_size {config.batch_size} is not a multiple of "

@@ -7,69 +7,164 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from brainldm.console import say
+from brainldm.errors import UserError
+from brainldm.files import write_atomically
 
 
 class MetricWriter:
     """Writes scalars and images of a run into its work dir.
 
     metrics.jsonl holds one object per line, {"step", "split", name: value}, and nothing that depends on the clock, so
-    that a resumed run writes the same file as an undisturbed one. `resume_step` drops lines of later steps.
+    that a resumed run writes the same file as an undisturbed one. `resume_step` drops lines of later steps. While
+    nothing can be written, as on a full disk, lines wait in memory (`require_written` says so) and pictures and
+    TensorBoard events are left out. With `enabled` false, in all processes but one, nothing is written.
     """
 
-    def __init__(self, workdir: str | Path, resume_step: int = 0):
-        self._path = Path(workdir) / "metrics.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
+    def __init__(self, workdir: str | Path, resume_step: int = 0, enabled: bool = True):
+        self._workdir, self._enabled = Path(workdir), enabled
+        self._path = self._workdir / "metrics.jsonl"
+        self._waiting: list[str] = []
+        self._error: OSError | None = None
+        self._warned: set[str] = set()
+        self._board: EventsWriter | None = None
+        self._purge_step = resume_step or None
+        if not enabled:
+            return
+        content = self._path.read_bytes() if self._path.exists() else b""
+        lines = content.decode(errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= resume_step] if resume_step else []
-        self._path.write_text("".join(line + "\n" for line in kept))
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir), purge_step=resume_step or None)
+        new = "".join(line + "\n" for line in kept).encode()
+        if new != content or not self._path.exists():
+            write_atomically(self._path, new)
+        self._size = len(new)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float], split: str = "train") -> None:
         """One line of metrics.jsonl and the same values for TensorBoard."""
+        if not self._enabled:
+            return
         values = {name: float(value) for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self.flush()
+        self._waiting.append(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._write_lines()
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+            self._add(step, lambda name=name, value=value: summary.scalar(f"{split}/{name}", value))
 
     def write_speed(self, step: int, samples_per_second: float) -> None:
         """Throughput, for TensorBoard only: it differs from run to run."""
-        self._board.add_scalar("speed/samples_per_second", samples_per_second, step)
+        self._add(step, lambda: summary.scalar("speed/samples_per_second", samples_per_second))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Pictures [H, W, 3] uint8 for TensorBoard."""
         for name, image in images.items():
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._add(step, lambda name=name, image=image: summary.image(name, image, dataformats="HWC"))
 
-    def flush(self) -> None:
-        """Bring metrics.jsonl to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def optional(self, write: Callable[[], None]) -> None:
+        """Call `write`, which writes a file that a run can do without: an OSError is a warning."""
+        if not self._enabled:
+            return
+        try:
+            write()
+        except OSError as error:
+            self._warn("pictures", error)
+
+    def require_written(self) -> None:
+        """Bring all lines to disk. Raises OSError when they cannot be written."""
+        if self._enabled:
+            self._write_lines()
+            if self._waiting:
+                raise self._error
 
     def close(self) -> None:
-        """Close all files."""
-        self._file.close()
-        self._board.close()
+        """Write what waits, as far as that can be done, and close all files."""
+        if self._enabled:
+            self._write_lines()
+            self._close_board()
+
+    def _write_lines(self) -> None:
+        """Append the lines that wait, all of them or none, so that a full disk leaves no half of a line."""
+        if not self._waiting:
+            return
+        content = "".join(self._waiting).encode()
+        try:
+            with self._path.open("r+b") as file:
+                file.seek(self._size)
+                file.truncate()
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._error = error
+            self._warn("metrics.jsonl", error, "Its lines wait in memory")
+            return
+        self._size += len(content)
+        self._waiting.clear()
+        self._warned.discard("metrics.jsonl")
+
+    def _add(self, step: int, make: Callable[[], summary.Summary]) -> None:
+        """Add an event to the TensorBoard file, which is given up at the first error and begun anew later: TensorBoard
+        reads no further than a torn event. Written by this thread: tensorboardX's own waits for ever on a full disk."""
+        if not self._enabled or self._waiting:
+            return
+        try:
+            if self._board is None:
+                suffix = f".{os.getpid()}.{time.monotonic_ns()}"  # a name of its own also within one second
+                self._board = EventsWriter(str(self._workdir / "events"), filename_suffix=suffix)
+                if self._purge_step is not None:  # hides what an earlier start wrote of later steps
+                    log = SessionLog(status=SessionLog.START)
+                    self._board.write_event(Event(wall_time=time.time(), step=self._purge_step, session_log=log))
+                    self._purge_step = None
+            self._board.write_event(Event(wall_time=time.time(), step=step, summary=make()))
+            self._board.flush()
+        except OSError as error:
+            self._warn("TensorBoard events", error)
+            self._close_board()
+
+    def _close_board(self) -> None:
+        board, self._board = self._board, None
+        if board is not None:
+            try:
+                board.close()
+            except OSError as error:
+                self._warn("TensorBoard events", error)
+
+    def _warn(self, what: str, error: OSError, then: str = "They are left out") -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            say(f"Warning: {self._workdir}: {what} cannot be written ({error.strerror}). {then}; training goes on.")
 
 
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut off by a kill
 
 
 def read_metrics(workdir: str | Path, split: str) -> dict[str, list[float]]:
-    """Columns of metrics.jsonl for one split ("train" or "validation"), with "step" among them."""
+    """Columns of metrics.jsonl for one split ("train" or "validation"), with "step" among them.
+
+    A last line cut off by a kill is passed over. Raises UserError for any other line that is not JSON.
+    """
+    path = Path(workdir) / "metrics.jsonl"
     columns: dict[str, list[float]] = {}
-    for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row.pop("split") == split:
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            continue  # only the last line can lack its end
+        try:
+            row = json.loads(line)
+            found = row.pop("split")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: line {number} is damaged. The run that wrote it goes on without it.") from error
+        if found == split:
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
     return columns

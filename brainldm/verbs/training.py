@@ -13,7 +13,9 @@ def add(verb: Callable[..., argparse.ArgumentParser]) -> None:
         lambda options: None,
         "train the autoencoder or the diffusion model, as its config says",
         "brainldm train --config configs/demo_autoencoder.py --workdir runs/ae --config.data.path=./people\n"
-        "flags: --config FILE.py[:arg] (or the name of a packaged config), --workdir DIR, --config.key=value ...",
+        "flags: --config FILE.py[:arg] (or the name of a packaged config), --workdir DIR, --config.key=value ...,\n"
+        "for one of several processes that train together --distributed, with --coordinator HOST:PORT\n"
+        "--num-processes N --process-id I where no launcher (SLURM, Kubernetes, Cloud TPU VM) says which it is",
     )
 
     plan = verb(

@@ -1,0 +1,154 @@
+"""The work dir of a training run: who may work in it, what a continuation must agree with, what is said of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from clu import parameter_overview
+
+from brainldm import __version__
+from brainldm.console import say
+from brainldm.data.latents import INDEX
+from brainldm.errors import UserError
+from brainldm.files import read_json, require_new_folder, write_json
+from brainldm.lock import LOCK, locked
+from brainldm.training.inputs import LATENTS
+from brainldm.training.stages import Stage, from_json
+
+FREE_TO_CHANGE = (
+    "every",
+    "checkpoints",
+    "watchdog_seconds",
+    "heartbeat_seconds",
+    "num_steps",
+    "mesh",
+    "data.path",
+    "data.cache_gib",
+    "data.cache_dir",
+    "data.threads",
+    "data.prefetch",
+    "latents.path",
+    "autoencoder",
+    "sampling",
+)
+"""What may change between the start of a run and its continuation: nothing that a step depends on."""
+
+_OWN = ("config.json", f"{LATENTS}/{INDEX}", LOCK)
+"""Files that mark a folder as a work dir. Encoding scans comes before the first step, so a start that was cut off may
+have left nothing but latents, or not even them."""
+
+
+@contextlib.contextmanager
+def opened(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[None]:
+    """Hold the work dir. Raises UserError when it holds something else, another run works in it, or it was begun with
+    another config."""
+    require_new_folder(workdir, own=next((name for name in _OWN if (workdir / name).exists()), None))
+    with locked(workdir):
+        if (workdir / "config.json").exists():
+            _check_same_config(read_json(workdir / "config.json"), config.to_dict(), workdir)
+        yield
+
+
+def check_same_scans(stage: Stage, workdir: Path) -> None:
+    """Raise UserError when a run was begun with other training scans: its batches would not be the same."""
+    if (workdir / "run.json").exists():
+        _check_scans(read_json(workdir / "run.json"), stage.facts, workdir)
+
+
+def about_run(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it: its config, its scans, and what its sums were made on."""
+    return {
+        "config": config.to_dict(),
+        "scans_training": stage.facts["scans_training"],
+        "scans_sha256": stage.facts.get("scans_sha256"),
+        "machine": {
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "processes": jax.process_count(),
+            "mesh": ", ".join(f"{axis}={size}" for axis, size in stage.mesh.shape.items() if size > 1) or "one device",
+            "jax": metadata.version("jax"),
+        },
+    }
+
+
+def check_checkpoint(saved: dict[str, Any], now: dict[str, Any], place: Path) -> None:
+    """Raise UserError when a checkpoint is of another config or other scans; say so when it is of other devices."""
+    _check_same_config(saved["config"], now["config"], place)
+    _check_scans(saved, now, place)
+    before, here = saved["machine"], now["machine"]
+    changes = [f"{name} {before.get(name)} then, {here[name]} now" for name in here if before.get(name) != here[name]]
+    if changes and jax.process_index() == 0:
+        say(
+            f"{place} was written on another machine ({'; '.join(changes)}). The run goes on from it, but sums are "
+            "taken in another order, so from here on its figures are close to those of an undisturbed run, not equal "
+            "bit for bit."
+        )
+
+
+def _check_same_config(old: dict[str, Any], new: dict[str, Any], place: Path) -> None:
+    before, now = _flat(from_json(old).to_dict()), _flat(from_json(new).to_dict())
+    different = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if different:
+        changes = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in different[:5])
+        raise UserError(
+            f"{place}: this run was begun with another config ({changes}). Go on with the old one, or give a new "
+            "--workdir."
+        )
+
+
+def _check_scans(before: dict[str, Any], now: dict[str, Any], place: Path) -> None:
+    old, new = before.get("scans_sha256"), now.get("scans_sha256")
+    if old and new and old != new:
+        raise UserError(
+            f"{place}: this run was begun with other scans to train on ({before.get('scans_training')} then, "
+            f"{now.get('scans_training')} now), so its batches would not go on as they were. Bring the dataset back to "
+            "what it was, or give a new --workdir."
+        )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def announce(config: ml_collections.ConfigDict, workdir: Path, stage: Stage, state: Any, start: int) -> None:
+    """Write run.json and say what begins."""
+    parameters = int(parameter_overview.count_parameters(state.params))
+    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
+    device = jax.devices()[0]
+    write_json(
+        workdir / "run.json",
+        {
+            "brainldm": __version__,
+            "versions": versions,
+            "python": platform.python_version(),
+            "command": sys.argv,
+            "device": f"{jax.device_count()} x {device.device_kind}",
+            "platform": device.platform,
+            "parameters": parameters,
+            "resumed_from_step": start,
+            **stage.facts,
+        },
+    )
+    say(
+        f"{config.stage}: {parameters:,} parameters, {stage.facts['scans_training']} scans to train on and "
+        f"{stage.facts['scans_validation']} held out, {jax.device_count()} x {device.device_kind}, "
+        + (f"going on from step {start}" if start else "from scratch")
+        + f", work dir {workdir}"
+    )

@@ -1,0 +1,229 @@
+"""The training loop under faults: kills, full disks, signals, damage, other devices, another config, a second run."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import save_loop
+from save_loop import small_config, small_stage, wait_for
+
+from brainldm.errors import Stopped, UserError
+from brainldm.lock import locked
+from brainldm.training import loop, steps
+from brainldm.training.checkpoints import Checkpoints, abstract_like
+from brainldm.training.metrics import MetricWriter, read_metrics
+
+
+def use_small_stage(patch) -> None:
+    patch.setattr(loop, "make_stage", small_stage)
+    patch.setattr(loop, "plot_progress", lambda workdir: None)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    use_small_stage(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """The work dir of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_stage(patch)
+        loop.train(small_config(), workdir)
+    return workdir
+
+
+def state_in(workdir: Path):
+    """The newest state and the loop's progress."""
+    stage = small_stage(small_config(), None, workdir)
+    checkpoints = Checkpoints(workdir)
+    state, progress = checkpoints.restore(abstract_like(jax.eval_shape(stage.init), save_loop.here()))
+    return jax.device_get(state), progress
+
+
+def check_same(one: Path, two: Path) -> None:
+    for a, b in zip(jax.tree.leaves(state_in(one)), jax.tree.leaves(state_in(two)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(straight, tmp_path, start):
+    workdir, random, kills = tmp_path / "run", np.random.default_rng(), 0
+    for _ in range(3):
+        process = start(save_loop.train_small, workdir)
+        wait_for(workdir / "run.json", process)
+        process.join(float(random.uniform(0, 0.5)))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+        (workdir / "run.json").unlink()
+    process = start(save_loop.train_small, workdir)
+    process.join(120)
+    assert process.exitcode == 0 and kills
+    check_same(straight, workdir)
+
+
+def test_a_damaged_step_is_done_again(straight, tmp_path, capsys):
+    workdir = Path(shutil.copytree(straight, tmp_path / "run"))
+    file = next(path for path in (workdir / "checkpoints/40/ema").rglob("d/*") if path.is_file())
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    loop.train(small_config(), workdir)
+    said = capsys.readouterr().err
+    assert "checkpoints/40 is damaged" in said and f"{file.name}: changed" in said
+    assert "going on from step 36" in said
+    assert (workdir / "checkpoints/40.damaged").is_dir()
+    check_same(straight, workdir)
+
+
+def test_a_disk_that_is_full_for_a_while(straight, tmp_path, monkeypatch, capsys):
+    real = steps.finish
+
+    def finish(folder, step):
+        if step in (8, 12, 20, 24):
+            raise OSError(28, "No space left on device")
+        real(folder, step)
+
+    monkeypatch.setattr(steps, "finish", finish)
+    loop.train(small_config(), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert said.count("No space left on device") == 4 and said.count("Training goes on") == 4
+    check_same(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize("full_from, ends_at", [(8, 16), (36, 40)])  # three in a row; and the last one
+def test_a_disk_that_stays_full(straight, tmp_path, monkeypatch, full_from, ends_at):
+    real = steps.finish
+
+    def finish(folder, step):
+        if step >= full_from:
+            raise OSError(28, "No space left on device")
+        real(folder, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "finish", finish)
+        message = f"Step {ends_at} could not be saved .*finished step is {full_from - 4}"
+        with pytest.raises(Stopped, match=message) as end:
+            loop.train(small_config(), tmp_path / "run")
+    assert end.value.exit_code == 75
+    assert not list((tmp_path / "run/checkpoints").glob("*.unfinished*"))
+    loop.train(small_config(), tmp_path / "run")
+    check_same(straight, tmp_path / "run")
+
+
+def test_lines_wait_for_room_on_a_full_disk(start, tmp_path):
+    process = start(save_loop.write_metrics_on_a_full_disk, tmp_path, 2000, log=tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 0
+    assert read_metrics(tmp_path, "train")["step"] == list(range(1, 102))
+    said = (tmp_path / "log").read_text()
+    for what in ("metrics.jsonl", "TensorBoard events", "pictures"):
+        assert said.count(f"{what} cannot be written (File too large)") == 1
+
+
+def test_a_torn_last_line_is_passed_over_and_another_is_an_error(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (1, 2):
+        writer.write_scalars(step, {"loss": 1.0})
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 3, "spl')
+    assert read_metrics(tmp_path, "train")["step"] == [1, 2]
+    path.write_text("{" + whole)
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        read_metrics(tmp_path, "train")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(straight, tmp_path, monkeypatch, number):
+    real, calls = loop.shard_batch, []
+
+    def interrupt(batch, mesh):
+        calls.append(1)
+        if len(calls) == 7:
+            signal.raise_signal(number)
+        return real(batch, mesh)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "shard_batch", interrupt)
+        with pytest.raises(Stopped, match="Stopped at step 7 of 40; the state is saved") as caught:
+            loop.train(small_config(), tmp_path / "run")
+    assert caught.value.exit_code == 75 and signal.getsignal(number) == before
+    loop.train(small_config(), tmp_path / "run")
+    check_same(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_stops_at_once(straight, tmp_path, monkeypatch, number):
+    def make_stage(config, mesh, workdir):
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_stage", make_stage)
+        with pytest.raises(Stopped, match="outside of the steps"):
+            loop.train(small_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    loop.train(small_config(), tmp_path / "run")
+    check_same(straight, tmp_path / "run")
+
+
+def test_two_runs_in_one_work_dir(straight, tmp_path):
+    workdir = Path(shutil.copytree(straight, tmp_path / "run"))
+    with locked(workdir), pytest.raises(UserError, match=f"another run is at work in it .process {os.getpid()}"):
+        loop.train(small_config(60), workdir)
+    check_same(straight, workdir)
+    loop.train(small_config(44), workdir)
+    assert state_in(workdir)[0].step == 44
+
+
+def test_another_config_or_dataset_is_refused_by_the_checkpoint_itself(straight, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight / "checkpoints", workdir / "checkpoints")
+    (workdir / "brainldm.lock").touch()
+    config = small_config().unlock()
+    config.batch_size = 8
+    with pytest.raises(UserError, match=r"checkpoints/40: this run was begun .*batch_size: 4 then, 8 now"):
+        loop.train(config.lock(), workdir)
+
+    def other_scans(config, mesh, workdir):
+        stage = small_stage(config, mesh, workdir)
+        stage.facts.update(scans_training=15, scans_sha256="4567")
+        return stage
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_stage", other_scans)
+        with pytest.raises(UserError, match=r"checkpoints/40: .*other scans to train on \(16 then, 15 now\)"):
+            loop.train(small_config(), workdir)
+    loop.train(small_config(), workdir)
+
+
+def test_a_run_goes_on_with_other_devices_and_says_what_that_means(straight, tmp_path, start):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    loop.train(small_config(20), workdir)
+    process = start(save_loop.train_small, workdir, 4, log=log)
+    process.join(120)
+    said = log.read_text()
+    assert process.exitcode == 0, said
+    assert said.count("was written on another machine") == 1 and "not equal bit for bit" in said
+    assert "devices 1 x cpu then, 4 x cpu now" in said and "mesh one device then, data=4 now" in said
+    assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == 20
+    for a, b in zip(jax.tree.leaves(state_in(straight)[0]), jax.tree.leaves(state_in(workdir)[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("key, value", [("keep_last", 0), ("keep_every", -1)])
+def test_impossible_numbers_of_checkpoints(tmp_path, key, value):
+    config = small_config().unlock()
+    config.checkpoints[key] = value
+    with pytest.raises(UserError, match=r"config.checkpoints: keep_last is"):
+        loop.train(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
