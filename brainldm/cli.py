@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
             _train(arguments[1:])
             return 0
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options, options.rest = parser.parse_known_args(arguments)
+        if options.rest and not getattr(options, "takes_config", False):
+            parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
         options.run(options)
         return 0
     except BrainldmError as error:

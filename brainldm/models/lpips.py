@@ -41,7 +41,7 @@ def load_lpips_squeeze(tensors: Mapping[str, np.ndarray]) -> Params:
     squeezenet1_1, and `lin0.model.1.weight` [1, 64, 1, 1] ... `lin6.model.1.weight` of LPIPS. Other names
     (the classifier) are left alone. Raises UserError listing what is missing or has the wrong shape.
     """
-    shapes = _expected_shapes()
+    shapes = expected_shapes()
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise UserError(
@@ -70,8 +70,8 @@ def load_lpips_squeeze(tensors: Mapping[str, np.ndarray]) -> Params:
     }
 
 
-def _expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that is read."""
+def expected_shapes() -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that `load_lpips_squeeze` reads."""
     shapes: dict[str, tuple[int, ...]] = {"features.0.weight": (64, 3, 3, 3), "features.0.bias": (64,)}
     widths = {3: (16, 64), 4: (16, 64), 6: (32, 128), 7: (32, 128), 9: (48, 192), 10: (48, 192)}
     widths |= {11: (64, 256), 12: (64, 256)}

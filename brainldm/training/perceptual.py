@@ -11,9 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brainldm.errors import UserError
+from brainldm.models.lpips import expected_shapes as lpips_shapes
 from brainldm.models.lpips import load_lpips_squeeze, lpips_2p5d
+from brainldm.models.medicalnet import expected_shapes as medicalnet_shapes
 from brainldm.models.medicalnet import load_medicalnet, perceptual_distance
 from brainldm.weights.torch_file import read_torch_state_dict
 
@@ -29,8 +32,7 @@ def make_perceptual(kind: str, files: tuple[str, ...], ratio: float) -> tuple[Di
     "discriminator" (feature matching) and "none" need neither and give (None, None). Raises UserError for an
     unknown kind and for a network whose weight files are not named or do not fit.
     """
-    if kind not in KINDS:
-        raise UserError(f"config.loss.perceptual is {kind!r}; it can be {', '.join(KINDS)}.")
+    _check_kind(kind)
     if kind in ("discriminator", "none"):
         return None, None
     if not files:
@@ -45,11 +47,33 @@ def make_perceptual(kind: str, files: tuple[str, ...], ratio: float) -> tuple[Di
     tensors: dict[str, Any] = {}
     for file in files:
         tensors.update(read_torch_state_dict(file))
+    params = load_lpips_squeeze(tensors) if kind == "lpips" else load_medicalnet(tensors)[0]
+    return _distance(kind, ratio), params
+
+
+def perceptual_shapes(kind: str, ratio: float) -> tuple[Distance | None, Any]:
+    """As `make_perceptual`, with shapes in place of parameters, for which no files are needed.
+
+    "medicalnet" has the shapes of resnet_10.
+    """
+    _check_kind(kind)
+    if kind in ("discriminator", "none"):
+        return None, None
+    shapes = lpips_shapes() if kind == "lpips" else medicalnet_shapes(10)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    params = load_lpips_squeeze(zeros) if kind == "lpips" else load_medicalnet(zeros)[0]
+    return _distance(kind, ratio), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise UserError(f"config.loss.perceptual is {kind!r}; it can be {', '.join(KINDS)}.")
+
+
+def _distance(kind: str, ratio: float) -> Distance:
     if kind == "lpips":
-        params = load_lpips_squeeze(tensors)
-        return lambda p, x, y, key: jnp.mean(lpips_2p5d(p, x, y, key, ratio)), params
-    params = load_medicalnet(tensors)[0]
-    return lambda p, x, y, key: jnp.mean(perceptual_distance(p, x, y)), params
+        return lambda p, x, y, key: jnp.mean(lpips_2p5d(p, x, y, key, ratio))
+    return lambda p, x, y, key: jnp.mean(perceptual_distance(p, x, y))
 
 
 def feature_matching(fake: list[jax.Array], real: list[jax.Array]) -> jax.Array:

@@ -135,9 +135,8 @@ def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) 
         time.sleep(0.005)
 
 
-def train(config: Path, workdir: Path, every: int, compiled: Path) -> None:
-    """Train as the config.json `config` says, with a checkpoint every `every` steps, from programs compiled before."""
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
+def train(config: Path, workdir: Path, every: int) -> None:
+    """Train as the config.json `config` says, with a checkpoint every `every` steps."""
     from brainldm.files import read_json
     from brainldm.training import loop, stages
 
