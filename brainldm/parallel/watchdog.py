@@ -59,7 +59,7 @@ class Watchdog:
 
     def __exit__(self, kind, error, trace) -> None:
         self._stop.set()
-        if self.board is not None and kind is None:
+        if self.board is not None:
             self.board.beat(self._step, FINISHED)
 
     def beat(self, step: int) -> None:

@@ -61,14 +61,14 @@ def test_a_killed_process_ends_the_others(start, victim):
     os.kill(crew.worker(victim), signal.SIGKILL)
     began = time.monotonic()
     assert crew.wait(60) == [75, 75, 75]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 30
     for index in range(3):
         last = crew.last_line(index)
         if index == victim:
             assert f"process {victim} of 3 ends: it was killed by signal 9 (SIGKILL)" in last
         else:
             assert re.search(rf"process {index} of 3 ends: process {victim} of 3 \(.+\) has ended: it was killed", last)
-    assert saved_steps(crew)[-1] >= 20
+    assert saved_steps(crew)[-1] >= 10  # step 20 began with that save done
 
 
 def test_a_killed_supervisor_ends_all(start):

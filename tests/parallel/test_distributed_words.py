@@ -240,6 +240,17 @@ def test_before_the_others_are_found_the_trouble_is_named(python):
     assert code == 75 and "did not find all others" in last
 
 
+def test_a_process_that_finds_nobody_says_so(python, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    child = """
+    from brainldm.parallel import distributed
+    from brainldm.parallel.launch import Launch
+    distributed.start(Launch("127.0.0.1:1", 2, 1), connect_seconds=1)
+    """
+    code, _, last = ended(supervise(python, child), 120)
+    assert code == 75 and "Process 1 of 2 did not find all others within 1 s" in last and "127.0.0.1:1" in last
+
+
 def test_a_process_that_does_not_react_does_not_outlive_the_others(python, tmp_path):
     child = "tell_supervisor(Board(sys.argv[1], 1, 2)); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"
     process = supervise(python, child, tmp_path)
