@@ -1,8 +1,18 @@
 """Fixtures shared by all tests."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Many tests, and the processes that they start, compile the same programs: each is compiled once. Set before jax comes.
+_COMPILED = tempfile.mkdtemp(prefix="brainldm_compiled_")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,20 +36,10 @@ def shared() -> Path:
 def demo_run(tmp_path_factory) -> Path:
     """The folder of `brainldm demo --tiny`: a dataset, both trained stages, a model, a generated dataset, a report.
 
-    Made once; tests read it, and copy what they change. The programs compiled meanwhile are kept in `compiled` beside
-    it, for tests that train further in processes of their own.
+    Made once; tests read it, and copy what they change.
     """
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
     from brainldm import demo
 
     out = tmp_path_factory.mktemp("demo") / "out"
-    jax.config.update("jax_compilation_cache_dir", str(out.parent / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    try:
-        demo.demo(out, demo.TINY)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
+    demo.demo(out, demo.TINY)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from brainldm.data.covariates import Covariates
 from brainldm.diffusion.latent import decode_latents, sample_latents
 from brainldm.diffusion.schedule import make_schedule
+from brainldm.parallel.mesh import constrainer, make_mesh, replicated
 from brainldm.weights.model_folder import Model
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
@@ -27,12 +29,17 @@ def make_sampler(model: Model, *, batch_size: int, num_steps: int, eta: float = 
     """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`.
 
     Every call runs the same program on `batch_size` samples, the missing ones being padding: a volume then
-    depends on its seed, index and conditions alone, bit for bit, not on what else was asked for.
+    depends on its seed, index and conditions alone, bit for bit, not on what else was asked for. The batch is split
+    over as many devices of this process as divide it.
     """
     spec = model.spec
     unet, autoencoder = spec.make_unet(), spec.make_autoencoder()
     schedule = make_schedule(**spec.schedule)
     plain = guidance == 1.0
+    devices = jax.local_devices()
+    parts = math.gcd(batch_size, len(devices))
+    mesh = make_mesh({"data": parts}, devices[:parts])
+    place = constrainer(mesh) if parts > 1 else lambda x: x
 
     @jax.jit
     def draw(unet_params, autoencoder_params, keys, condition, eta, guidance):
@@ -47,10 +54,11 @@ def make_sampler(model: Model, *, batch_size: int, num_steps: int, eta: float = 
             num_steps=num_steps,
             eta=eta,
             guidance=None if plain else guidance,
+            place=place,
         )
-        return decode_latents(autoencoder, autoencoder_params, latents, spec.latent_scale)
+        return decode_latents(autoencoder, autoencoder_params, latents, spec.latent_scale, at_once=parts, place=place)
 
-    params = jax.device_put((model.unet, model.autoencoder))
+    params = jax.device_put((model.unet, model.autoencoder), replicated(mesh))
 
     def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
         count = len(indices)

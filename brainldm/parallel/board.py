@@ -105,7 +105,7 @@ class Board:
 
     def describe(self, process: int) -> str:
         """A process by number, and by host and pid where it has given a sign of life."""
-        return str(self.last_beat(process) or f"process {process} (never seen)")
+        return str(self.last_beat(process) or f"process {process} (never seen; {self.folder} is for all to share)")
 
     def _names(self, prefix: str) -> list[str]:
         try:

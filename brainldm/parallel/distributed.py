@@ -127,8 +127,10 @@ class Processes:
 
     def __enter__(self) -> Processes:
         self.watchdog.__enter__()
-        if self.board is not None:
+        try:
             self.barrier("start")
+        except PeerLost as error:
+            self._leave(error)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -156,7 +158,7 @@ class Processes:
             names = ", ".join(self.board.describe(process) for process in missing)
             raise PeerLost(
                 f"{len(missing)} of {self.count} processes did not come to {name!r} within {duration(seconds)}: "
-                f"{names}. Those never seen may not share the folder {self.board.folder} with this one. {AGAIN}"
+                f"{names}. {AGAIN}"
             )
 
     def _leave(self, error: BaseException) -> None:
@@ -193,7 +195,8 @@ def meet(board: Board, name: str, seconds: float) -> list[int]:
 
 
 def _new_folder(folder: Path) -> str:
-    shutil.rmtree(folder, ignore_errors=True)
+    for old in folder.glob("*/"):  # the stacks of a run that hung stay beside them
+        shutil.rmtree(old, ignore_errors=True)
     name = secrets.token_hex(4)
     (folder / name).mkdir(parents=True)
     return name

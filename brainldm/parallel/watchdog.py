@@ -43,7 +43,8 @@ class Watchdog:
     ):
         self.step_seconds, self.board = step_seconds, board
         self._stacks, self._silence_seconds, self._parent = Path(stacks), silence_seconds, parent
-        self._step, self._doing, self._waited, self._paused = 0, "starting", 0.0, 1
+        self._step, self._doing, self._paused = 0, "starting", 1
+        self._signs = 0  # of getting on, counted by the main thread and seen by the clock
         self._stop = threading.Event()
         self._ending = threading.Lock()
         # Two threads: a file system that hangs must not keep the clock from running.
@@ -58,14 +59,15 @@ class Watchdog:
 
     def __exit__(self, kind, error, trace) -> None:
         self._stop.set()
-        if self.board is not None and kind is None:
+        if self.board is not None:
             self.board.beat(self._step, FINISHED)
 
     def beat(self, step: int) -> None:
         """A step was completed."""
         if self._doing == "starting":
             self._doing, self._paused = "training", self._paused - 1
-        self._step, self._waited = step, 0.0
+        self._step = step
+        self._signs += 1
 
     @contextlib.contextmanager
     def paused(self, doing: str) -> Iterator[None]:
@@ -75,26 +77,26 @@ class Watchdog:
         try:
             yield
         finally:
-            self._waited = 0.0
+            self._signs += 1
             self._paused -= 1
             self._doing = before
 
     def _watch_clock(self) -> None:
         tick = min(1.0, self.step_seconds / 5 or 1.0)
-        last = time.monotonic()
+        last, seen, waited = time.monotonic(), 0, 0.0
         while not self._stop.wait(tick):
             now = time.monotonic()
             # Time in which this process was stopped itself (Ctrl-Z, a debugger) does not count.
             passed, last = min(now - last, 2 * tick), now
-            self._waited += passed
             if self._parent is not None and os.getppid() != self._parent:
                 self._end(f"the process that looks after it (pid {self._parent}) is gone. {AGAIN}")
-            if self.step_seconds and not self._paused and self._waited > self.step_seconds:
-                self._end(
-                    f"no step was completed for {duration(self._waited)} after step {self._step}.",
-                    stacks=True,
-                    ask=True,
-                )
+            if self._paused or self._signs != seen:
+                seen, waited = self._signs, 0.0
+                continue
+            waited += passed
+            if self.step_seconds and waited > self.step_seconds:
+                reason = f"no step was completed for {duration(waited)} after step {self._step}."
+                self._end(reason, stacks=True, ask=True)
 
     def _watch_others(self) -> None:
         board = self.board

@@ -62,23 +62,20 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     config.accumulation_steps = 1  # microbatches per step; batch_size counts all of them
     config.num_steps = 1
 
-    # How the devices share the work; a run may go on with other values, on other devices. Sizes of the axes, one of
-    # which may be -1: what the others leave.
-    config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # parts of a batch
-    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` cuts
-    mesh.space = 1  # parts of a volume along its first side, in the autoencoder
-    mesh.space_y = 1  # and along its second
-    # What is cut along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and the
-    # moving average), or "REGEX=HOW REGEX=HOW ..." on paths in the state, HOW being replicate or fsdp.
-    mesh.rules = "replicate"
-    mesh.min_size = 65536  # elements below which an array is never cut
+    config.update(running_config())
 
     config.every = every = ml_collections.ConfigDict()  # in steps; 0 means never
     every.log = 50
     every.validate = 500
     every.images = 1000
     every.checkpoint = 1000
+    return config
+
+
+def running_config() -> ml_collections.ConfigDict:
+    """What no step depends on, so that a run may go on with other values: its defaults complete an older config."""
+    config = ml_collections.ConfigDict()
+    config.mesh = mesh_config()
 
     # Checkpoints that stay, besides the one with the lowest validation loss.
     config.checkpoints = checkpoints = ml_collections.ConfigDict()
@@ -89,6 +86,23 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     config.watchdog_seconds = 1800.0  # without a completed step
     config.heartbeat_seconds = 90.0  # without a sign of life from another process
     return config
+
+
+def mesh_config() -> ml_collections.ConfigDict:
+    """How the devices share the work; a run may go on with other values, on other devices.
+
+    The first four are the sizes of the axes, one of which may be -1: what the others leave.
+    """
+    mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # parts of a batch
+    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` cuts
+    mesh.space = 1  # parts of a volume along its first side, in the autoencoder
+    mesh.space_y = 1  # and along its second
+    # What is cut along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and the
+    # moving average), or "REGEX=HOW REGEX=HOW ..." on paths in the state, HOW being replicate or fsdp.
+    mesh.rules = "replicate"
+    mesh.min_size = 65536  # elements below which an array is never cut
+    return mesh
 
 
 def autoencoder_config() -> ml_collections.ConfigDict:

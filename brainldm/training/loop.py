@@ -140,28 +140,25 @@ def _loop(
                 if _due(step, every.checkpoint, config.num_steps) or stop:
                     read(waiting)
                     waiting = None
-                    with processes.paused("saving"):
-                        checkpoints.save(
-                            step,
-                            state,
-                            progress,
-                            {**about, "next_batch": step},
-                            ready=writer.require_written,
-                        )
+                    checkpoints.save(
+                        step,
+                        state,
+                        progress,
+                        {**about, "next_batch": step},
+                        ready=writer.require_written,
+                    )
                 loss = progress.get("loss")
                 counter(
                     step,
                     f"{speed.samples_per_second():.1f} samples/s" + (f", loss {loss:.4g}" if loss else ""),
                 )
                 if stop and not last:
-                    with processes.paused("saving"):
-                        checkpoints.finish()
+                    checkpoints.finish()
                     raise Stopped(
                         f"Stopped at step {step} of {config.num_steps}; the state is saved in {workdir}. The same "
                         "command goes on from there."
                     )
-            with processes.paused("saving"):
-                checkpoints.finish()
+            checkpoints.finish()
     finally:
         writer.close()
     writer.optional(lambda: plot_progress(workdir))

@@ -39,7 +39,7 @@ from brainldm.parallel.rules import make_placement, rules_of, state_shardings
 from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.checkpoints import Checkpoints, abstract_like
-from brainldm.training.config import covariates_of, validate
+from brainldm.training.config import covariates_of, running_config, validate
 from brainldm.training.inputs import (
     augment_elements,
     conditions_of,
@@ -163,11 +163,10 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
             )
         }
 
-    image = jnp.zeros((1, *shape, 1))
     return Stage(
         mesh=mesh,
         shardings=lambda shapes: shardings_of(shapes, mesh, config),
-        init=lambda: init(jax.random.key(config.seed), image),
+        init=lambda: init(jax.random.key(config.seed), jnp.zeros((1, *shape, 1))),
         train_step=train_step,
         frozen=_placed(frozen, mesh, config),
         train=batches(
@@ -229,8 +228,8 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
 
 
 def from_json(content: dict[str, Any]) -> ml_collections.ConfigDict:
-    """A config from its JSON form, in which tuples have become lists."""
-    return ml_collections.ConfigDict(_tuples(content)).lock()
+    """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default."""
+    return ml_collections.ConfigDict(_tuples({**running_config().to_dict(), **content})).lock()
 
 
 def _tuples(value: Any) -> Any:
@@ -379,11 +378,14 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
             )
         }
 
-    batch = {"latent": jnp.zeros((1, *shape)), "condition": jnp.zeros((1, covariates_of(config).width))}
+    def init_state():
+        batch = {"latent": jnp.zeros((1, *shape)), "condition": jnp.zeros((1, covariates_of(config).width))}
+        return init(jax.random.key(config.seed), batch, scale)
+
     return Stage(
         mesh=flat,
         shardings=lambda shapes: shardings_of(shapes, flat, config),
-        init=lambda: init(jax.random.key(config.seed), batch, scale),
+        init=init_state,
         train_step=train_step,
         frozen=None,
         train=batches(

@@ -99,7 +99,7 @@ class Crew:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "1",
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",  # compiles sooner
             # The same program is compiled again and again.
             "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
@@ -154,7 +154,7 @@ class Crew:
             return json.loads(path.read_text())["pid"]
         return None
 
-    def wait(self, seconds: float = 120) -> list[int]:
+    def wait(self, seconds: float = 300) -> list[int]:
         """The exit codes of all."""
         until = time.monotonic() + seconds
         try:
@@ -162,7 +162,7 @@ class Crew:
         except subprocess.TimeoutExpired:
             raise AssertionError("\n\n".join(self.log(index)[-3000:] for index in range(self.count))) from None
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, step: int, seconds: float = 300) -> None:
         """Until the metrics of a step are written."""
         until = time.monotonic() + seconds
         path = self.workdir / "metrics.jsonl"

@@ -60,31 +60,31 @@ def test_a_killed_process_ends_the_others(start, victim):
     crew = start(3)
     os.kill(crew.worker(victim), signal.SIGKILL)
     began = time.monotonic()
-    assert crew.wait(30) == [75, 75, 75]
-    assert time.monotonic() - began < 20
+    assert crew.wait(60) == [75, 75, 75]
+    assert time.monotonic() - began < 30
     for index in range(3):
         last = crew.last_line(index)
         if index == victim:
             assert f"process {victim} of 3 ends: it was killed by signal 9 (SIGKILL)" in last
         else:
             assert re.search(rf"process {index} of 3 ends: process {victim} of 3 \(.+\) has ended: it was killed", last)
-    assert saved_steps(crew)[-1] >= 20
+    assert saved_steps(crew)[-1] >= 10  # step 20 began with that save done
 
 
 def test_a_killed_supervisor_ends_all(start):
     crew = start(2)
     crew.processes[1].kill()
-    assert crew.wait(30) == [75, -signal.SIGKILL]
+    assert crew.wait(60) == [75, -signal.SIGKILL]
     assert "process 1 of 2" in crew.last_line(0) and "is gone" in crew.last_line(0)
     with pytest.raises(ProcessLookupError):
         os.kill(crew.worker(1), 0)
 
 
 def test_a_stopped_process_is_named_by_the_others_and_does_not_outlive_them(start):
-    crew = start(2, "--config.watchdog_seconds=3")
+    crew = start(2, "--config.watchdog_seconds=4", "--config.every.checkpoint=0")
     victim = crew.worker(1)
     os.kill(victim, signal.SIGSTOP)
-    assert crew.wait(60) == [75, 75]
+    assert crew.wait(120) == [75, 75]
     last = crew.last_line(0)
     assert "process 0 of 2 ends: no step was completed for" in last
     assert re.search(rf"No sign of life from process 1 \(.+, pid {victim}\)", last)
@@ -96,8 +96,8 @@ def test_a_stopped_process_is_named_by_the_others_and_does_not_outlive_them(star
 
 
 def test_a_process_that_is_alive_but_stuck_ends_all(start):
-    crew = start(2, "--config.watchdog_seconds=3", step=0, FAKE="stuck")
-    assert crew.wait(60) == [75, 75]
+    crew = start(2, "--config.watchdog_seconds=4", "--config.every.checkpoint=0", step=0, FAKE="stuck")
+    assert crew.wait(120) == [75, 75]
     assert all("no step was completed" in crew.last_line(index) for index in range(2))
     assert "fake_training.py" in (crew.workdir / "processes/stacks_1.txt").read_text()
 
@@ -106,7 +106,7 @@ def test_a_silent_process_is_missed_before_jax_aborts_the_others(start):
     crew = start(3, "--config.heartbeat_seconds=4")
     victim = crew.worker(2)
     os.kill(victim, signal.SIGSTOP)
-    assert crew.wait(60) == [75, 75, 75]
+    assert crew.wait(120) == [75, 75, 75]
     assert f"pid {victim}) gave no sign of life" in crew.last_line(0)
     assert "process 2 of 3" in crew.last_line(1) and "it gave no sign of life" in crew.last_line(1)
 
@@ -114,7 +114,7 @@ def test_a_silent_process_is_missed_before_jax_aborts_the_others(start):
 def test_told_to_stop_one_process_stops_all_at_one_step(start):
     crew = start(3)
     crew.processes[1].send_signal(signal.SIGTERM)
-    assert crew.wait(60) == [75, 75, 75]
+    assert crew.wait(120) == [75, 75, 75]
     steps = {int(re.search(r"Stopped at step (\d+) of 100000", crew.last_line(index))[1]) for index in range(3)}
     assert len(steps) == 1
     (step,) = steps
@@ -127,7 +127,7 @@ def test_told_to_stop_one_process_stops_all_at_one_step(start):
 )
 def test_a_failure_of_one_process_is_told_by_all(start, fault, code, message):
     crew = start(2, step=0, FAKE=fault)
-    assert crew.wait(60) == [code, code]
+    assert crew.wait(120) == [code, code]
     assert all(message in crew.last_line(index) for index in range(2))
     assert ("Traceback" in crew.log(1)) == (fault == "bug")
 
@@ -136,18 +136,18 @@ def test_a_mistake_is_found_by_all(start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("somebody else's")
     crew = start(2, step=0)
-    assert crew.wait(60) == [2, 2]
+    assert crew.wait(120) == [2, 2]
     assert all("already holds something else" in crew.last_line(index) for index in range(2))
 
 
 def test_a_launcher_says_which_process_this_is(start):
     crew = start(2, "--config.num_steps=5", step=0, slurm=True)
-    assert crew.wait(60) == [0, 0], crew.log(0)
+    assert crew.wait(120) == [0, 0], crew.log(0)
     assert json.loads((crew.workdir / "run.json").read_text())["device"].startswith("2 x")
 
 
 def test_nothing_that_says_which_process_this_is(config, tmp_path):
     with Crew(config, tmp_path / "run", 1, "--distributed", program=FAKE) as crew:
-        assert crew.wait(60) == [2]
+        assert crew.wait(120) == [2]
         assert "give --coordinator HOST:PORT --num-processes N --process-id I" in crew.log(0)
     assert not (tmp_path / "run").exists()

@@ -153,7 +153,7 @@ def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(p
     code, errors, last = ended(process)
     assert code == 75
     assert "process 0 of 3 ends: no step was completed for" in last and "after step 2" in last
-    assert "No sign of life from process 2 (never seen)" in last
+    assert "No sign of life from process 2 (never seen; " in last
     assert f"Behind: process 1 ({alive.host}, pid {os.getpid()}) at step 1, reading" in last
     assert "stuck_here" in errors and "stuck_here" in (tmp_path / "stacks.txt").read_text()
     assert alive.notes()[0].code == 75 and alive.notes()[0].stacks
@@ -238,6 +238,17 @@ def test_before_the_others_are_found_the_trouble_is_named(python):
     child = "tell_supervisor('Process 1 of 2 did not find all others.'); os.abort()"
     code, _, last = ended(supervise(python, child))
     assert code == 75 and "did not find all others" in last
+
+
+def test_a_process_that_finds_nobody_says_so(python, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    child = """
+    from brainldm.parallel import distributed
+    from brainldm.parallel.launch import Launch
+    distributed.start(Launch("127.0.0.1:1", 2, 1), connect_seconds=1)
+    """
+    code, _, last = ended(supervise(python, child), 120)
+    assert code == 75 and "Process 1 of 2 did not find all others within 1 s" in last and "127.0.0.1:1" in last
 
 
 def test_a_process_that_does_not_react_does_not_outlive_the_others(python, tmp_path):

@@ -71,7 +71,6 @@ def save_for_ever(workdir: Path, size: int) -> None:
         step = checkpoints.begin() or 0
         if step:
             restored(workdir, size)
-        (workdir / "ready").touch()
         while True:
             step += 1
             save(checkpoints, step, size)
@@ -127,7 +126,7 @@ def call(log: Path | None, function: Callable, arguments: tuple) -> None:
     function(*arguments)
 
 
-def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) -> None:
+def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 180) -> None:
     """Wait until a process that runs has made a file."""
     end = time.monotonic() + seconds
     while not path.exists():
@@ -135,9 +134,8 @@ def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 60) 
         time.sleep(0.005)
 
 
-def train(config: Path, workdir: Path, every: int, compiled: Path) -> None:
-    """Train as the config.json `config` says, with a checkpoint every `every` steps, from programs compiled before."""
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
+def train(config: Path, workdir: Path, every: int) -> None:
+    """Train as the config.json `config` says, with a checkpoint every `every` steps."""
     from brainldm.files import read_json
     from brainldm.training import loop, stages
 

@@ -159,9 +159,11 @@ def _costs(figures: Mapping[str, Any]) -> str:
         )
         for cost in figures["costs"]
     ]
-    return f"<p>For {counted(planned(figures), 'scan')}. Networks, gradients and optimizers are not in it.</p>" + table(
-        ("Stage", "Writes", "Data in memory", "Time", "How"), rows
+    note = (
+        f"<p>For {counted(planned(figures), 'scan')}. Networks, gradients and optimizers are not in it: "
+        "<code>brainldm plan</code> works them out for a device.</p>"
     )
+    return note + table(("Stage", "Writes", "Data in memory", "Time", "How"), rows)
 
 
 def _method(figures: Mapping[str, Any]) -> str:

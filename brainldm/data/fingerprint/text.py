@@ -165,7 +165,7 @@ def measured_text(figures: Mapping[str, Any]) -> str:
             f" Reading goes at {measured['scans_read_per_second']:g} scans a second here, so reading all "
             f"takes {duration(measured['seconds_to_read_all'])}."
         )
-    return text + " The time that training takes depends on the accelerator and is not estimated here."
+    return text + " Time and memory of the networks depend on the device: `brainldm plan` works them out for one."
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
