@@ -33,7 +33,7 @@ class Compiler:
 
     def __init__(self, config: ml_collections.ConfigDict, target: Topology | int):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-        flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environment.pop("XLA_FLAGS", ""))
+        flags = re.sub(r"--\w+host_platform_device_count=\d+", "", environment.pop("XLA_FLAGS", ""))
         environment |= {"XLA_FLAGS": flags} if flags.strip() else {}
         description: dict[str, Any] = {}
         if isinstance(target, Topology):
