@@ -33,25 +33,36 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     """All `devices` (default: every device of the run) as a mesh of AXES.
 
     `sizes` gives the number of devices along an axis: at least 1 (which an axis left out has), or -1 for one axis that
-    takes the rest; without `sizes` that is `data`. The devices of a process make a block of the mesh that is as long as
-    can be along the last axes, and processes follow each other in the order of a batch.
+    takes the rest; without `sizes` that is `data`. Processes follow each other in the order of a batch.
     Raises UserError for an unknown axis and for sizes that do not fit the devices or the processes.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape(sizes, len(devices))
+    mesh = _mesh((_on_torus if devices[0].platform == "tpu" else _by_process)(shape, devices))
+    for process in {device.process_index for device in devices}:
+        batch_share(mesh, process)
+    return mesh
+
+
+def _by_process(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of a process as a block that is as long as can be along the last axes."""
     processes = len({device.process_index for device in devices})
     left, local = len(devices) // processes, []
     for size in reversed(shape):
         local.insert(0, math.gcd(size, left))
         left //= local[0]
     outer = [size // part for size, part in zip(shape, local, strict=True)]
-    arranged = mesh_utils.create_hybrid_device_mesh(
+    return mesh_utils.create_hybrid_device_mesh(
         local, outer, devices, process_is_granule=True, allow_split_physical_axes=True
     )
-    mesh = _mesh(arranged)
-    for process in {device.process_index for device in devices}:
-        batch_share(mesh, process)
-    return mesh
+
+
+def _on_torus(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Axes along the links of a TPU slice. Blocks by process would not be: collectives over them do not even compile
+    on the larger slices. Only along `data`, where any order will do, those of a process are brought together."""
+    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    first = [min(device.process_index for device in block.flat) for block in arranged]
+    return arranged[np.argsort(first, kind="stable")]
 
 
 def mesh_shape(sizes: Mapping[str, int] | None, count: int) -> tuple[int, int, int, int]:

@@ -148,3 +148,33 @@ def test_the_command_ends_with_exit_code_2(flag, says, tmp_path, capsys):
     assert cli.main([*train, "--config.data.path=nowhere", flag]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def tpu_slice(sides):
+    """The devices of a v5e slice, four to a process as on its hosts."""
+    return [
+        SimpleNamespace(
+            id=x + sides[0] * y,
+            platform="tpu",
+            device_kind="TPU v5 lite",
+            coords=[x, y, 0],
+            core_on_chip=0,
+            process_index=x // 2 + sides[0] // 2 * (y // 2),
+        )
+        for y in range(sides[1])
+        for x in range(sides[0])
+    ]
+
+
+@pytest.mark.parametrize("space", [(1, 1), (2, 1), (4, 1), (2, 2)])
+def test_axes_follow_the_links_of_a_tpu_slice(space):
+    """Collectives over groups that do not lie along the links do not compile on a v5e-256."""
+    devices = meshes._on_torus((256 // (space[0] * space[1]), 1, *space), tpu_slice((16, 16)))
+    for axis in (2, 3):
+        for group in np.moveaxis(devices, axis, -1).reshape(-1, devices.shape[axis]):
+            x, y = (sorted({device.coords[i] for device in group}) for i in (0, 1))
+            assert min(len(x), len(y)) == 1
+    parts = devices.shape[0]
+    mesh = SimpleNamespace(devices=devices, shape=dict(zip(meshes.AXES, devices.shape, strict=True)), size=devices.size)
+    shares = [meshes.batch_share(mesh, process) for process in range(64)]
+    assert {share for share, _ in shares} == set(range(shares[0][1])) and parts % shares[0][1] == 0
