@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from brainldm.console import duration, say
-from brainldm.errors import BrainldmError, PeerLost, Stopped, UserError
+from brainldm.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
 from brainldm.parallel.board import Board
 from brainldm.parallel.launch import Launch
 from brainldm.parallel.supervisor import supervised, tell_supervisor
@@ -175,9 +175,9 @@ class Processes:
                 # The others' last words are on their way, and the watchdog ends this process when they come.
                 time.sleep(10)
                 code = PeerLost.exit_code
-                error = f"it lost its link to another process ({_first_line(error)}). {AGAIN}"
+                error = f"it lost its link to another process ({first_line(error)}). {AGAIN}"
             else:
-                error = f"{type(error).__name__}: {_first_line(error)}"
+                error = f"{type(error).__name__}: {first_line(error)}"
         board.leave(str(error), code)
         board.let_others_go_first()
         say(f"brainldm: process {self.index} of {self.count} ends: {error}")
@@ -200,7 +200,3 @@ def _new_folder(folder: Path) -> str:
     name = secrets.token_hex(4)
     (folder / name).mkdir(parents=True)
     return name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

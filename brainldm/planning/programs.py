@@ -22,7 +22,7 @@ from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.config import autoencoder_config, covariates_of
 from brainldm.training.perceptual import perceptual_shapes
-from brainldm.training.stages import read_config
+from brainldm.training.restoring import read_config
 from brainldm.weights.model_folder import load_model
 
 

@@ -22,7 +22,7 @@ from brainldm.parallel.mesh import AXES, batch_parts, check_batch_size, make_mes
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.hlo import read_traffic
 from brainldm.planning.programs import make_program
-from brainldm.training.stages import from_json
+from brainldm.training.restoring import from_json
 
 # Time spent on making the program fast. The least: a compilation takes a tenth of the time, and what is read from it
 # (memory, operations, collectives) is nearly the same.

@@ -16,7 +16,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from brainldm.console import say
-from brainldm.errors import BrainldmError, Stopped, UserError
+from brainldm.errors import BrainldmError, Stopped, UserError, first_line
+from brainldm.parallel.distributed import from_primary, is_primary
 from brainldm.training import steps
 
 Tree = Any
@@ -24,7 +25,6 @@ Tree = Any
 ATTEMPTS = 3
 """Failed saves in a row after which a run ends."""
 
-_NONE, _NONE_WHOLE = -1, -2
 _TOLERATED = (OSError, ValueError, RuntimeError)  # what Orbax raises when a disk is full or a file server away
 
 
@@ -63,7 +63,7 @@ class Checkpoints:
         BrainldmError when there are steps and none is whole.
         """
         step, damaged = self._newest_whole()
-        if _primary():
+        if is_primary():
             steps.remove_unfinished(self._folder)
             for number in damaged:
                 say(f"It is kept as {steps.set_aside(self._folder, number)}; delete it when you do not need it.")
@@ -95,7 +95,7 @@ class Checkpoints:
         try:
             self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
             self._writer.save(steps.unfinished_path(self._folder, step), args=ocp.args.Composite(**args))
-            if _primary():
+            if is_primary():
                 ready()
         except _TOLERATED as error:
             self._error = error
@@ -107,7 +107,7 @@ class Checkpoints:
         """In a thread: wait for Orbax, make the step count, delete what need not be kept."""
         try:
             self._writer.wait_until_finished()
-            if self._error is not None or not _primary():
+            if self._error is not None or not is_primary():
                 return
             steps.finish(self._folder, step)
         except BaseException as error:  # reported by `wait`, in the main thread
@@ -135,15 +135,17 @@ class Checkpoints:
             raise error
         self._failures += 1
         self._writer = None  # a new one has no memory of the failure
-        if _primary():
+        if is_primary():
             steps.remove_unfinished(self._folder)
-        self._report = f"Step {step} could not be saved ({_first_line(error)}). {self._newest()}"
+        self._report = (
+            f"Step {step} could not be saved ({first_line(error) if error else 'in another process'}). {self._newest()}"
+        )
         if self._failures >= ATTEMPTS:
             raise Stopped(
                 f"{self._report} {ATTEMPTS} saves in a row failed, so the run ends. Make room (or repair the disk); "
                 "the same command then goes on from the finished step."
             )
-        if _primary():
+        if is_primary():
             say(f"Warning: {self._report} Training goes on and tries again with the next checkpoint.")
         return False
 
@@ -165,8 +167,8 @@ class Checkpoints:
         """
         if step is None:
             step, _ = self._newest_whole()
-        elif _from_primary(lambda: int(self._damage(step) is not None)):
-            raise BrainldmError(f"{self._folder / str(step)} is damaged ({self._damage(step)}).")
+        elif damage := from_primary(lambda: self._damage(step)):
+            raise BrainldmError(f"{self._folder / str(step)} is damaged ({damage}).")
         if step is None:
             raise UserError(f"{self._folder}: no checkpoint in it. Train first.")
         differences = _differences(self.about(step)["shapes"], shapes_of(abstract))
@@ -182,7 +184,7 @@ class Checkpoints:
             restored = self._read(step, progress=ocp.args.JsonRestore(), **arguments)
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise UserError(
-                f"{self._folder / str(step)}: cannot be restored with this config ({_first_line(error)}). "
+                f"{self._folder / str(step)}: cannot be restored with this config ({first_line(error)}). "
                 "Was it written by another model? Use the config that the work dir was made with."
             ) from error
         return _joined({name: restored[name] for name in items}), restored["progress"]
@@ -192,8 +194,8 @@ class Checkpoints:
         if self._pending is not None:
             self._thread.join()
             if self._error is not None:
-                say(f"Warning: step {self._pending} could not be saved ({_first_line(self._error)}). {self._newest()}")
-                if _primary():
+                say(f"Warning: step {self._pending} could not be saved ({first_line(self._error)}). {self._newest()}")
+                if is_primary():
                     steps.remove_unfinished(self._folder)
             self._pending = self._thread = self._error = None
         if self._writer is not None:
@@ -223,25 +225,25 @@ class Checkpoints:
         """The newest step with all files as they were written, and the damaged ones after it (in process 0)."""
         damaged: dict[int, str] = {}
 
-        def search() -> int:
+        def search() -> int | None:
             for step in reversed(steps.finished_steps(self._folder)):
                 damage = self._damage(step)
                 if damage is None:
                     return step
                 damaged[step] = damage
-            return _NONE_WHOLE if damaged else _NONE
+            if damaged:
+                listed = "; ".join(f"{step} ({damage})" for step, damage in damaged.items())
+                raise BrainldmError(
+                    f"{self._folder}: no step is whole: {listed}. Bring a step back from a copy. To start again from "
+                    "nothing, delete the folder."
+                )
+            return None
 
-        found = _from_primary(search)
-        if found == _NONE_WHOLE:
-            listed = "; ".join(f"{step} ({damage})" for step, damage in damaged.items())
-            raise BrainldmError(
-                f"{self._folder}: no step is whole: {listed or 'see process 0'}. Bring a step back from a copy. To "
-                "start again from nothing, delete the folder."
-            )
+        found = from_primary(search)
         for step, damage in damaged.items():
             then = f"falling back to step {found}, the one before that is whole"
             say(f"{self._folder / str(step)} is damaged ({damage}) and is not used; {then}.")
-        return (None if found == _NONE else found), list(damaged)
+        return found, list(damaged)
 
     def _newest(self) -> str:
         step = self.latest
@@ -283,25 +285,6 @@ def _joined(items: dict[str, Tree]) -> Tree:
     return items["state"].replace(ema=items["ema"]) if "ema" in items else items["state"]
 
 
-def _primary() -> bool:
-    return jax.process_index() == 0
-
-
-def _from_primary(function: Callable[[], int]) -> int:
-    """What `function` returns in process 0, in all processes."""
-    value = function() if _primary() else 0
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
 def _anywhere(flag: bool) -> bool:
     """Whether `flag` is set in any process."""
     return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
-
-
-def _first_line(error: BaseException | None) -> str:
-    if error is None:
-        return "in another process"
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) < 300 else f"{line[:100]} ... {line[-180:]}"  # the file system's word comes last

@@ -13,7 +13,7 @@ from brainldm.files import read_json
 from brainldm.parallel.mesh import data_mesh
 from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments
-from brainldm.training.stages import load_autoencoder, read_config, restore_state
+from brainldm.training.restoring import load_autoencoder, read_config, restore_state
 from brainldm.weights.model_folder import ModelSpec, params_sha256, save_model
 
 CARD = """# Model card

@@ -20,8 +20,10 @@ from brainldm.data.latents import INDEX
 from brainldm.errors import UserError
 from brainldm.files import read_json, require_new_folder, write_json
 from brainldm.lock import LOCK, locked
+from brainldm.parallel.distributed import is_primary
 from brainldm.training.inputs import LATENTS
-from brainldm.training.stages import Stage, from_json
+from brainldm.training.restoring import from_json
+from brainldm.training.stages import Stage
 
 FREE_TO_CHANGE = (
     "every",
@@ -84,7 +86,7 @@ def check_checkpoint(saved: dict[str, Any], now: dict[str, Any], place: Path) ->
     _check_scans(saved, now, place)
     before, here = saved["machine"], now["machine"]
     changes = [f"{name} {before.get(name)} then, {here[name]} now" for name in here if before.get(name) != here[name]]
-    if changes and jax.process_index() == 0:
+    if changes and is_primary():
         say(
             f"{place} was written on another machine ({'; '.join(changes)}). The run goes on from it, but sums are "
             "taken in another order, so from here on its figures are close to those of an undisturbed run, not equal "

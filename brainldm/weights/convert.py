@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from brainldm import __version__
 from brainldm.data.covariates import Covariates
 from brainldm.data.grids import training_grid
 from brainldm.errors import UserError
-from brainldm.files import require_new_folder, write_atomically
+from brainldm.files import file_sha256, require_new_folder, write_atomically
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
 from brainldm.weights.monai import (
     autoencoder_from_monai,
@@ -79,7 +78,7 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
             f"{autoencoder} makes latents of {autoencoder_arguments['latent_channels']} channels, {unet} denoises "
             f"{unet_arguments['in_channels']}. They do not belong together."
         )
-    hashes = {f"{name}_sha256": _sha256(path) for name, path in (("autoencoder", autoencoder), ("unet", unet))}
+    hashes = {f"{name}_sha256": file_sha256(path) for name, path in (("autoencoder", autoencoder), ("unet", unet))}
     spec = ModelSpec(
         autoencoder={
             **autoencoder_arguments,
@@ -130,8 +129,3 @@ def parse_head_channels(text: str | None) -> Sequence[int] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--head-channels {text}: a list of whole numbers is wanted, such as 0,512,768.") from None
-
-
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

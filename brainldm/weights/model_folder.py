@@ -26,7 +26,7 @@ from brainldm import __version__
 from brainldm.data.covariates import Covariates
 from brainldm.data.grids import Grid
 from brainldm.errors import UserError
-from brainldm.files import read_json, require_new_folder, write_atomically
+from brainldm.files import file_sha256, read_json, require_new_folder, write_atomically
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.unet import DiffusionUNet
 
@@ -152,8 +152,7 @@ def load_model(folder: str | Path) -> Model:
         path = folder / name
         if name not in listed or not path.is_file():
             raise UserError(f"{path}: missing. Copy the model folder again, whole.")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path) or "not readable"
         if digest != listed[name]:
             raise UserError(
                 f"{path}: its SHA-256 is {digest[:12]}..., {SUMS} says {listed[name][:12]}.... The file was changed "

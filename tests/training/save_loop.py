@@ -137,9 +137,9 @@ def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 180)
 def train(config: Path, workdir: Path, every: int) -> None:
     """Train as the config.json `config` says, with a checkpoint every `every` steps."""
     from brainldm.files import read_json
-    from brainldm.training import loop, stages
+    from brainldm.training import loop, restoring
 
-    settings = stages.from_json(read_json(config)).unlock()
+    settings = restoring.from_json(read_json(config)).unlock()
     settings.every.checkpoint = every
     loop.train(settings.lock(), workdir)
 
