@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from brainldm import __version__
-from brainldm.errors import BrainldmError
-from brainldm.verbs import brains, data, training
+from brainldm.commands import brains, data, training
+from brainldm.runtime.errors import BrainldmError
 
 EXIT_CODES = """exit codes: 0 done; 1 a failure of ours; 2 a mistake in what was asked, with a message that says
 what to do; 75 stopped from outside, and the same command goes on from there."""

@@ -16,9 +16,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from brainldm.errors import UserError
 from brainldm.parallel.launch import launch_of
-from brainldm.parallel.supervisor import supervise, supervised
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.supervisor import supervise, supervised
 
 _USAGE = (
     "Write: brainldm train --config FILE.py[:arg] --workdir DIR [--config.key=value ...] "

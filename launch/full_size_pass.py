@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.diffusion.latent import decode_latents, sample_latents
+from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.diffusion.schedule import make_schedule
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.unet import DiffusionUNet

@@ -42,7 +42,7 @@ def demo_run(tmp_path_factory) -> Path:
 
     Made once; tests read it, and copy what they change.
     """
-    from brainldm import demo
+    from brainldm.commands import demo
 
     out = tmp_path_factory.mktemp("demo") / "out"
     demo.demo(out, demo.TINY)

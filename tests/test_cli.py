@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brainldm.cli import main
-from brainldm.data.grids import training_grid
+from brainldm.volumes.grids import training_grid
 
 VERBS = ("demo", "population", "prepare", "check", "train", "export", "generate", "evaluate", "convert")
 
@@ -239,7 +239,7 @@ def test_nothing_is_overwritten(verb, demo_run, model, data, tmp_path, capsys):
 
 
 def test_real_scans_coarser_than_the_generated_ones(demo_run, tmp_path, capsys):
-    from brainldm.data.embedded.population import write_population
+    from brainldm.population.population import write_population
 
     write_population(tmp_path / "fine", 2, 2)
     arguments = ["evaluate", str(tmp_path / "fine"), str(demo_run / "held_out"), str(tmp_path / "out")]

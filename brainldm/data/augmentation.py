@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from brainldm.console import Counter, say
-from brainldm.data.bids import Record
 from brainldm.data.pipeline import read_ahead
-from brainldm.errors import UserError
-from brainldm.files import read_json, write_atomically, write_json
+from brainldm.datasets.bids import Record
+from brainldm.runtime.console import Counter, say
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json, write_atomically, write_json
 
 INDEX = "index.json"
 SHARD_SCANS = 64

@@ -17,10 +17,10 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
-from brainldm.data.bids import Record
-from brainldm.data.grids import Grid
-from brainldm.data.store import read_on_grid
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Record
+from brainldm.runtime.errors import UserError
+from brainldm.volumes.grids import Grid
+from brainldm.volumes.on_grid import read_on_grid
 
 SCALINGS = ("minmax", "none")
 

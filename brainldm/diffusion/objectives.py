@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from brainldm.diffusion.schedule import Schedule, alpha_bar
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 PREDICTIONS = ("epsilon", "velocity", "x0")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from brainldm.evaluation import plots
-from brainldm.webpage import card, document, picture, section, table
+from brainldm.reports.html import card, document, picture, section, table
 
 _NAMES = {"ventricles_ml": "Ventricles", "brain_ml": "Brain"}
 _SETS = {"synthetic": "generated: requested against measured", "real": "real: label against measured"}

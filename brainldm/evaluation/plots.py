@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from brainldm.data.bids import Record
-from brainldm.data.mosaics import mosaic
-from brainldm.evaluation.scans import Scans
-from brainldm.evaluation.volumes import Measurement
+from brainldm.datasets.bids import Record
+from brainldm.evaluation.datasets import Scans
+from brainldm.evaluation.measures.volumetry import Measurement
+from brainldm.reports.mosaics import mosaic
 
 MADE, PEOPLE, FAINT = "#1f5fa8", "#9a9a9a", "#555555"
 SHOWN = 6

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 import brainldm
-from brainldm.data.grids import Grid
-from brainldm.evaluation.conditioning import agreement
+from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
+from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
+from brainldm.evaluation.metrics.conditioning import agreement
+from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
 from brainldm.evaluation.page import render
-from brainldm.evaluation.scans import Scans, conditions_in_words, description, is_stand_in, open_datasets
-from brainldm.evaluation.ssim import ms_ssim, pairwise_ms_ssim, scales_for
-from brainldm.evaluation.volumes import Measurement, measure, spacing_of
-from brainldm.files import require_new_folder, write_atomically, write_json
+from brainldm.runtime.files import require_new_folder, write_atomically, write_json
+from brainldm.volumes.grids import Grid
 
 MEASURED = ("ventricles_ml", "brain_ml")
 TITLES = {"ventricles_ml": "Ventricular volume", "brain_ml": "Brain volume"}

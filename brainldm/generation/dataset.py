@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from brainldm import __version__
-from brainldm.console import Counter
-from brainldm.data.bids import image_path, read_participants, write_dataset_files
-from brainldm.data.covariates import Covariates
-from brainldm.data.volumes import write_volume
-from brainldm.errors import UserError
-from brainldm.files import require_new_folder, write_json
-from brainldm.generation.sample import make_sampler
+from brainldm.datasets.bids import image_path, read_participants, write_dataset_files
+from brainldm.datasets.covariates import Covariates
+from brainldm.generation.sampler import make_sampler
+from brainldm.runtime.console import Counter
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import require_new_folder, write_json
+from brainldm.volumes.nifti import write_volume
 from brainldm.weights.model_folder import Model
 
 MARK = "SYNTHETIC"

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.errors import UserError
 from brainldm.models.layers import Conv, GroupNorm, upsample_nearest
+from brainldm.runtime.errors import UserError
 
 
 class ResidualBlock(nn.Module):

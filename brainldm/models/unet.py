@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.errors import UserError
 from brainldm.models.attention import SpatialTransformer
 from brainldm.models.layers import (
     Conv,
@@ -20,6 +19,7 @@ from brainldm.models.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+from brainldm.runtime.errors import UserError
 
 _zeros = nn.initializers.zeros_init()
 

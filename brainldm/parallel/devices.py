@@ -8,7 +8,7 @@ import subprocess
 
 import jax
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 
 def refuse_silent_cpu() -> None:

@@ -23,12 +23,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from brainldm.console import duration, say
-from brainldm.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
-from brainldm.parallel.board import Board
 from brainldm.parallel.launch import Launch
-from brainldm.parallel.supervisor import supervised, tell_supervisor
-from brainldm.parallel.watchdog import AGAIN, Watchdog
+from brainldm.runtime.console import duration, say
+from brainldm.runtime.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
+from brainldm.runtime.heartbeats import Board
+from brainldm.runtime.supervisor import supervised, tell_supervisor
+from brainldm.runtime.watchdog import AGAIN, Watchdog
 
 FOLDER = "processes"
 """Folder in a work dir where the processes of a run leave word for each other."""

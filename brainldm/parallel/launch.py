@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 AXES = ("data", "fsdp", "space", "space_y")
 

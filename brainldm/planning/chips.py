@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 GIB = 2**30
 GB = 1e9

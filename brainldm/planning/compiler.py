@@ -14,8 +14,8 @@ from typing import Any
 
 import ml_collections
 
-from brainldm.errors import BrainldmError, UserError
 from brainldm.planning.chips import Topology
+from brainldm.runtime.errors import BrainldmError, UserError
 
 WITHOUT_LIBTPU = (
     "Planning for a TPU needs its compiler, libtpu, which runs on a machine without one, and it is not installed here. "

@@ -8,13 +8,13 @@ from typing import Any
 
 import ml_collections
 
-from brainldm.console import duration, say
-from brainldm.data.grids import training_grid
-from brainldm.errors import UserError
 from brainldm.parallel.mesh import AXES, mesh_shape
 from brainldm.planning.chips import Chip, Topology
 from brainldm.planning.compiler import Compiler
+from brainldm.runtime.console import duration, say
+from brainldm.runtime.errors import UserError
 from brainldm.training.config import validate
+from brainldm.volumes.grids import training_grid
 
 PROGRAMS = {"autoencoder": ("train", "encode", "decode"), "diffusion": ("train", "sample", "encode", "decode")}
 """The programs of each stage, the first being its training step."""

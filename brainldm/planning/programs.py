@@ -13,16 +13,16 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from brainldm.data.grids import training_grid
-from brainldm.diffusion.latent import decode_latents, sample_latents
+from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.parallel.mesh import BATCH, VOLUMES, batch_parts, check_volume, constrainer, replicated, without_space
-from brainldm.parallel.rules import make_placement, rules_of, state_shardings
+from brainldm.parallel.sharding import make_placement, rules_of, state_shardings
 from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.config import autoencoder_config, covariates_of
 from brainldm.training.perceptual import perceptual_shapes
-from brainldm.training.restoring import read_config
+from brainldm.training.restore import read_config
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import load_model
 
 

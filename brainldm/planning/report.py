@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from brainldm.console import duration
 from brainldm.parallel.mesh import AXES
 from brainldm.planning.chips import GIB
+from brainldm.runtime.console import duration
 
 _WHAT = {"train": "training step", "encode": "encode", "decode": "decode", "sample": "sample (latents)"}
 

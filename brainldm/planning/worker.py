@@ -17,12 +17,12 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from brainldm.errors import UserError
 from brainldm.parallel.mesh import AXES, batch_parts, check_batch_size, make_mesh, without_space
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.hlo import read_traffic
 from brainldm.planning.programs import make_program
-from brainldm.training.restoring import from_json
+from brainldm.runtime.errors import UserError
+from brainldm.training.restore import from_json
 
 # Time spent on making the program fast. The least: a compilation takes a tenth of the time, and what is read from it
 # (memory, operations, collectives) is nearly the same.

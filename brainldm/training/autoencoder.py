@@ -12,7 +12,7 @@ import optax
 
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.discriminator import PatchDiscriminator
-from brainldm.parallel.rules import ANYWHERE, Placement
+from brainldm.parallel.sharding import ANYWHERE, Placement
 from brainldm.training.perceptual import Distance, feature_matching
 from brainldm.training.state import AutoencoderState, accumulate, make_optimizer
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run. The only room that knows orbax; steps.py knows the folder."""
+"""Checkpoints of a training run. The only room that knows orbax; checkpoint_folder.py knows the folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from brainldm.console import say
-from brainldm.errors import BrainldmError, Stopped, UserError, first_line
 from brainldm.parallel.distributed import from_primary, is_primary
-from brainldm.training import steps
+from brainldm.runtime.console import say
+from brainldm.runtime.errors import BrainldmError, Stopped, UserError, first_line
+from brainldm.training import checkpoint_folder
 
 Tree = Any
 
@@ -33,8 +33,8 @@ class Checkpoints:
 
     Reading changes nothing in the folder, so it may go on beside a run that writes. A run that writes calls `begin`
     first, which clears up after a kill. Saving is asynchronous: `save` returns when the state is copied off the
-    devices. A step counts once it is whole on disk with the SHA-256 of every file (see steps.py), which is checked
-    before a step is read. With several processes, all of them call every method, in the same order.
+    devices. A step counts once it is whole on disk with the SHA-256 of every file (checkpoint_folder.py), which is
+    checked before a step is read. With several processes, all of them call every method, in the same order.
     """
 
     def __init__(self, workdir: str | Path, keep_last: int = 2, keep_every: int = 0):
@@ -54,7 +54,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest finished step, as it is on disk now."""
-        return max(steps.finished_steps(self._folder), default=None)
+        return max(checkpoint_folder.finished_steps(self._folder), default=None)
 
     def begin(self) -> int | None:
         """The newest whole step, to go on from; None when there is none.
@@ -64,10 +64,11 @@ class Checkpoints:
         """
         step, damaged = self._newest_whole()
         if is_primary():
-            steps.remove_unfinished(self._folder)
+            checkpoint_folder.remove_unfinished(self._folder)
             for number in damaged:
-                say(f"It is kept as {steps.set_aside(self._folder, number)}; delete it when you do not need it.")
-            self._losses = {number: self._loss_of(number) for number in steps.finished_steps(self._folder)}
+                kept = checkpoint_folder.set_aside(self._folder, number)
+                say(f"It is kept as {kept}; delete it when you do not need it.")
+            self._losses = {number: self._loss_of(number) for number in checkpoint_folder.finished_steps(self._folder)}
         return step
 
     def save(
@@ -94,7 +95,7 @@ class Checkpoints:
         }
         try:
             self._writer = self._writer or ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-            self._writer.save(steps.unfinished_path(self._folder, step), args=ocp.args.Composite(**args))
+            self._writer.save(checkpoint_folder.unfinished_path(self._folder, step), args=ocp.args.Composite(**args))
             if is_primary():
                 ready()
         except _TOLERATED as error:
@@ -109,15 +110,15 @@ class Checkpoints:
             self._writer.wait_until_finished()
             if self._error is not None or not is_primary():
                 return
-            steps.finish(self._folder, step)
+            checkpoint_folder.finish(self._folder, step)
         except BaseException as error:  # reported by `wait`, in the main thread
             self._error = error
             return
         self._losses[step] = loss
-        for old in steps.superfluous(self._losses, self._keep_last, self._keep_every):
+        for old in checkpoint_folder.superfluous(self._losses, self._keep_last, self._keep_every):
             del self._losses[old]
             try:
-                steps.remove(self._folder, old)
+                checkpoint_folder.remove(self._folder, old)
             except OSError as error:
                 say(f"{self._folder / str(old)}: cannot be deleted ({error.strerror}).")
 
@@ -136,7 +137,7 @@ class Checkpoints:
         self._failures += 1
         self._writer = None  # a new one has no memory of the failure
         if is_primary():
-            steps.remove_unfinished(self._folder)
+            checkpoint_folder.remove_unfinished(self._folder)
         self._report = (
             f"Step {step} could not be saved ({first_line(error) if error else 'in another process'}). {self._newest()}"
         )
@@ -196,7 +197,7 @@ class Checkpoints:
             if self._error is not None:
                 say(f"Warning: step {self._pending} could not be saved ({first_line(self._error)}). {self._newest()}")
                 if is_primary():
-                    steps.remove_unfinished(self._folder)
+                    checkpoint_folder.remove_unfinished(self._folder)
             self._pending = self._thread = self._error = None
         if self._writer is not None:
             self._writer.close()
@@ -216,7 +217,7 @@ class Checkpoints:
     def _damage(self, step: int) -> str | None:
         if step in self._checked:
             return None
-        damage = steps.find_damage(self._folder, step)
+        damage = checkpoint_folder.find_damage(self._folder, step)
         if damage is None:
             self._checked.add(step)
         return damage
@@ -226,7 +227,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
 
         def search() -> int | None:
-            for step in reversed(steps.finished_steps(self._folder)):
+            for step in reversed(checkpoint_folder.finished_steps(self._folder)):
                 damage = self._damage(step)
                 if damage is None:
                     return step

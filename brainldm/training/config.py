@@ -12,8 +12,8 @@ from pathlib import Path
 
 import ml_collections
 
-from brainldm.data.covariates import Covariates, parse_extra
-from brainldm.errors import UserError
+from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.runtime.errors import UserError
 
 STAGES = ("autoencoder", "diffusion")
 

@@ -12,9 +12,9 @@ import optax
 
 from brainldm.diffusion.objectives import diffusion_loss
 from brainldm.diffusion.schedule import Schedule, make_schedule
-from brainldm.errors import UserError
 from brainldm.models.unet import DiffusionUNet
-from brainldm.parallel.rules import ANYWHERE, Placement
+from brainldm.parallel.sharding import ANYWHERE, Placement
+from brainldm.runtime.errors import UserError
 from brainldm.training.state import DiffusionState, accumulate, ema_update, make_optimizer
 
 Metrics = dict[str, jax.Array]

@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 
 from brainldm import __version__
-from brainldm.data.grids import training_grid
-from brainldm.errors import UserError
-from brainldm.files import read_json
 from brainldm.parallel.mesh import data_mesh
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json
 from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments
-from brainldm.training.restoring import load_autoencoder, read_config, restore_state
+from brainldm.training.restore import load_autoencoder, read_config, restore_state
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, params_sha256, save_model
 
 CARD = """# Model card

@@ -12,15 +12,15 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from brainldm.console import Counter, say
 from brainldm.data.augmentation import Augmentation
-from brainldm.data.bids import Excluded, Record, read_dataset
-from brainldm.data.grids import training_grid
 from brainldm.data.latents import LatentCache
 from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
-from brainldm.data.splits import SPLITS, split_three
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Excluded, Record, read_dataset
+from brainldm.datasets.splits import SPLITS, split_three
+from brainldm.runtime.console import Counter, say
+from brainldm.runtime.errors import UserError
 from brainldm.training.config import covariates_of
+from brainldm.volumes.grids import training_grid
 
 LATENTS = "latents"
 """Folder of the latent cache inside a work dir."""

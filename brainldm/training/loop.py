@@ -12,16 +12,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from brainldm.console import Counter
-from brainldm.data.bids import write_excluded
 from brainldm.data.pipeline import iterate
-from brainldm.errors import Stopped
-from brainldm.files import write_json
-from brainldm.interrupts import StopRequest, stop_at_once
+from brainldm.datasets.bids import write_excluded
 from brainldm.parallel.distributed import Processes, is_primary
 from brainldm.parallel.mesh import AXES, check_batch_size, make_mesh, shard_batch, without_space
-from brainldm.parallel.rules import rules_of
-from brainldm.training.agreement import StopVote, in_turn
+from brainldm.parallel.sharding import rules_of
+from brainldm.parallel.stop_vote import StopVote, in_turn
+from brainldm.runtime.console import Counter
+from brainldm.runtime.errors import Stopped
+from brainldm.runtime.files import write_json
+from brainldm.runtime.signals import StopRequest, stop_at_once
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
 from brainldm.training.metrics import MetricWriter, plot_progress

@@ -16,9 +16,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from brainldm.console import say
-from brainldm.errors import UserError
-from brainldm.files import write_atomically
+from brainldm.runtime.console import say
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import write_atomically
 
 
 class MetricWriter:

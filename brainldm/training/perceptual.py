@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.errors import UserError
-from brainldm.models.lpips import expected_shapes as lpips_shapes
-from brainldm.models.lpips import load_lpips_squeeze, lpips_2p5d
-from brainldm.models.medicalnet import expected_shapes as medicalnet_shapes
-from brainldm.models.medicalnet import load_medicalnet, perceptual_distance
+from brainldm.models.features.lpips import expected_shapes as lpips_shapes
+from brainldm.models.features.lpips import load_lpips_squeeze, lpips_2p5d
+from brainldm.models.features.medicalnet import expected_shapes as medicalnet_shapes
+from brainldm.models.features.medicalnet import load_medicalnet, perceptual_distance
+from brainldm.runtime.errors import UserError
 from brainldm.weights.torch_file import read_torch_state_dict
 
 KINDS = ("lpips", "medicalnet", "discriminator", "none")

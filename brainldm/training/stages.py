@@ -16,13 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from brainldm.data.bids import Excluded, Record
-from brainldm.data.grids import training_grid
 from brainldm.data.latents import CachedLatents, DrawnLatents
-from brainldm.data.mosaics import mosaic
 from brainldm.data.pipeline import LatentSource, batches
-from brainldm.diffusion.latent import decode_latents, sample_latents
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Excluded, Record
+from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.parallel.mesh import (
     batch_parts,
@@ -34,7 +31,9 @@ from brainldm.parallel.mesh import (
     shard_batch,
     without_space,
 )
-from brainldm.parallel.rules import make_placement, rules_of
+from brainldm.parallel.sharding import make_placement, rules_of
+from brainldm.reports.mosaics import mosaic
+from brainldm.runtime.errors import UserError
 from brainldm.training import autoencoder as stage_one
 from brainldm.training import diffusion as stage_two
 from brainldm.training.config import covariates_of
@@ -48,7 +47,8 @@ from brainldm.training.inputs import (
     volume_sources,
 )
 from brainldm.training.perceptual import make_perceptual
-from brainldm.training.restoring import load_autoencoder, placed, shardings_of
+from brainldm.training.restore import load_autoencoder, placed, shardings_of
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import params_sha256
 
 PICTURES = 4

@@ -15,14 +15,14 @@ import ml_collections
 from clu import parameter_overview
 
 from brainldm import __version__
-from brainldm.console import say
 from brainldm.data.latents import INDEX
-from brainldm.errors import UserError
-from brainldm.files import read_json, require_new_folder, write_json
-from brainldm.lock import LOCK, locked
 from brainldm.parallel.distributed import is_primary
+from brainldm.runtime.console import say
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json, require_new_folder, write_json
+from brainldm.runtime.lock import LOCK, locked
 from brainldm.training.inputs import LATENTS
-from brainldm.training.restoring import from_json
+from brainldm.training.restore import from_json
 from brainldm.training.stages import Stage
 
 FREE_TO_CHANGE = (

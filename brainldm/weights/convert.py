@@ -10,10 +10,10 @@ from typing import Any
 import safetensors.numpy
 
 from brainldm import __version__
-from brainldm.data.covariates import Covariates
-from brainldm.data.grids import training_grid
-from brainldm.errors import UserError
-from brainldm.files import file_sha256, require_new_folder, write_atomically
+from brainldm.datasets.covariates import Covariates
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import file_sha256, require_new_folder, write_atomically
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
 from brainldm.weights.monai import (
     autoencoder_from_monai,

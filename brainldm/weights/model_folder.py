@@ -23,12 +23,12 @@ import numpy as np
 import safetensors.numpy
 
 from brainldm import __version__
-from brainldm.data.covariates import Covariates
-from brainldm.data.grids import Grid
-from brainldm.errors import UserError
-from brainldm.files import file_sha256, read_json, require_new_folder, write_atomically
+from brainldm.datasets.covariates import Covariates
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.unet import DiffusionUNet
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import file_sha256, read_json, require_new_folder, write_atomically
+from brainldm.volumes.grids import Grid
 
 FORMAT_VERSION = 1
 AUTOENCODER, UNET, SPEC, CARD, SUMS = (

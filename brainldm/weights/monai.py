@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from brainldm.errors import UserError
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.discriminator import PatchDiscriminator
 from brainldm.models.unet import DiffusionUNet
+from brainldm.runtime.errors import UserError
 
 StateDict = Mapping[str, np.ndarray]
 Path = tuple[str, ...]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 # Keys under which training scripts put the state dict beside other things.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

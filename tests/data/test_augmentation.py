@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from brainldm.data.augmentation import Augmentation
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 SHAPE = (20, 28, 24)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from brainldm.data.bids import Excluded, inside, read_dataset, read_participants, write_excluded
-from brainldm.data.covariates import Covariates, parse_extra
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Excluded, inside, read_dataset, read_participants, write_excluded
+from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.runtime.errors import UserError
 
 HEAD = "participant_id\tsex\tage\tventricles_ml\tbrain_ml\tsplit\tsite"
 

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from brainldm.data.bids import Record
 from brainldm.data.latents import CachedLatents, DrawnLatents, LatentCache, image_mark, variant_rng
 from brainldm.data.pipeline import LatentSource, batches
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Record
+from brainldm.runtime.errors import UserError
 
 IDENTITY = {
     "autoencoder_sha256": "a" * 64,

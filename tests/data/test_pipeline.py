@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pytest
 
-from brainldm.data.bids import Record
-from brainldm.data.grids import training_grid
 from brainldm.data.pipeline import LatentSource, VolumeSource, batches, iterate, read_ahead
-from brainldm.data.splits import split, split_three
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Record
+from brainldm.datasets.splits import split, split_three
+from brainldm.runtime.errors import UserError
+from brainldm.volumes.grids import training_grid
 
 
 def source(count=11):

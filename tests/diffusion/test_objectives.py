@@ -14,7 +14,7 @@ from brainldm.diffusion.objectives import (
     to_x0_and_noise,
 )
 from brainldm.diffusion.schedule import make_schedule
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 SCHEDULE = make_schedule()
 T = np.array([0, 1, 300, 750, 999], np.int32)

@@ -10,7 +10,7 @@ import pytest
 from brainldm.diffusion.objectives import PREDICTIONS, target, to_x0_and_noise
 from brainldm.diffusion.samplers import ddim, ddim_step, ddpm, ddpm_step, initial_noise, step_noise
 from brainldm.diffusion.schedule import ddim_timesteps, make_schedule
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "schedulers.npz"
 SCHEDULE = make_schedule()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brainldm.diffusion.schedule import SCHEDULE_KINDS, Schedule, alpha_bar, ddim_timesteps, make_schedule
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "schedulers.npz"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from brainldm.evaluation.conditioning import agreement
+from brainldm.evaluation.metrics.conditioning import agreement
 
 
 def test_figures_match_scipy():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainldm.data.embedded.population import Population
-from brainldm.data.grids import Grid, training_grid
-from brainldm.data.volumes import block_average, read_volume
-from brainldm.errors import UserError
-from brainldm.evaluation.volumes import measure
+from brainldm.evaluation.measures.volumetry import measure
+from brainldm.population.population import Population
+from brainldm.runtime.errors import UserError
+from brainldm.volumes.grids import Grid, training_grid
+from brainldm.volumes.nifti import block_average, read_volume
 
 
 @pytest.fixture(scope="module")

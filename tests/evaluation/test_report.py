@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from brainldm.data.bids import Record, read_dataset
-from brainldm.data.covariates import Covariates
-from brainldm.data.embedded.population import write_population
-from brainldm.data.volumes import block_average, read_volume, write_volume
-from brainldm.errors import UserError
+from brainldm.datasets.bids import Record, read_dataset
+from brainldm.datasets.covariates import Covariates
+from brainldm.evaluation.datasets import is_stand_in
 from brainldm.evaluation.plots import nearest, spread
 from brainldm.evaluation.report import evaluate, summary_lines
-from brainldm.evaluation.scans import is_stand_in
+from brainldm.population.population import write_population
+from brainldm.runtime.errors import UserError
+from brainldm.volumes.nifti import block_average, read_volume, write_volume
 
 
 @pytest.fixture(scope="module")

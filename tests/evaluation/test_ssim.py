@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from brainldm.evaluation.ssim import draw_pairs, ms_ssim, pairwise_ms_ssim, scales_for, ssim
+from brainldm.evaluation.metrics.ssim import draw_pairs, ms_ssim, pairwise_ms_ssim, scales_for, ssim
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from brainldm.data.covariates import Covariates
-from brainldm.data.volumes import read_volume
-from brainldm.errors import UserError
+from brainldm.datasets.covariates import Covariates
 from brainldm.generation.dataset import (
     MANIFEST,
     Settings,
@@ -17,7 +15,9 @@ from brainldm.generation.dataset import (
     generate,
     read_conditions,
 )
-from brainldm.generation.sample import make_sampler, reconstruct, sample_keys, sweep
+from brainldm.generation.sampler import make_sampler, reconstruct, sample_keys, sweep
+from brainldm.runtime.errors import UserError
+from brainldm.volumes.nifti import read_volume
 from brainldm.weights.model_folder import load_model
 
 COVARIATES = Covariates()

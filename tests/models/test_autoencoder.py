@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainldm.errors import UserError
 from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.runtime.errors import UserError
 
 SMALL = {"channels": (4, 8), "num_res_blocks": 1, "norm_num_groups": 2, "latent_channels": 2}
 

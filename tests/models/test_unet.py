@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from brainldm.errors import UserError
 from brainldm.models.unet import DiffusionUNet
+from brainldm.runtime.errors import UserError
 
 SMALL = {
     "in_channels": 2,

@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from brainldm.data.covariates import Covariates
-from brainldm.data.embedded.population import write_population
-from brainldm.data.grids import training_grid
+from brainldm.datasets.covariates import Covariates
+from brainldm.population.population import write_population
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, autoencoder_shapes, save_model, unet_shapes
 
 CONFIG = """

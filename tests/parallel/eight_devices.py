@@ -16,7 +16,7 @@ import numpy as np
 
 from brainldm import cli
 from brainldm.parallel.mesh import make_mesh, on_host, replicated, shard_batch
-from brainldm.parallel.rules import make_placement, rules_of, state_shardings
+from brainldm.parallel.sharding import make_placement, rules_of, state_shardings
 from brainldm.training import autoencoder as stage_one
 from brainldm.training import config as configs
 

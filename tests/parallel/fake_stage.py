@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from brainldm.data.pipeline import LatentSource, batches
-from brainldm.errors import UserError
 from brainldm.parallel.mesh import replicated
+from brainldm.runtime.errors import UserError
 from brainldm.training import stages
 
 

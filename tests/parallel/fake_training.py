@@ -3,7 +3,7 @@
 import sys
 
 from brainldm.cli import main
-from brainldm.parallel.supervisor import supervise, supervised
+from brainldm.runtime.supervisor import supervise, supervised
 
 if __name__ == "__main__":
     if "--distributed" in sys.argv and not supervised():

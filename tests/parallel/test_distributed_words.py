@@ -10,16 +10,16 @@ import time
 
 import pytest
 
-from brainldm.errors import UserError
-from brainldm.parallel.board import BEAT_SECONDS, FINISHED, Board, Silence
 from brainldm.parallel.distributed import meet
 from brainldm.parallel.launch import Launch, launch_of
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, Board, Silence
 
 HEADER = """
 import os, signal, sys, time
-from brainldm.parallel.board import Board
-from brainldm.parallel.supervisor import supervise, supervised, tell_supervisor
-from brainldm.parallel.watchdog import Watchdog
+from brainldm.runtime.heartbeats import Board
+from brainldm.runtime.supervisor import supervise, supervised, tell_supervisor
+from brainldm.runtime.watchdog import Watchdog
 """
 
 

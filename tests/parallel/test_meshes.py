@@ -9,9 +9,9 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from brainldm import cli
-from brainldm.errors import UserError
 from brainldm.parallel import mesh as meshes
-from brainldm.parallel.rules import rules_of, state_shardings
+from brainldm.parallel.sharding import rules_of, state_shardings
+from brainldm.runtime.errors import UserError
 from brainldm.training.config import config_file
 
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 
 from brainldm.cli import main
-from brainldm.errors import UserError
 from brainldm.planning import compiler
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.chips import CHIPS, find_chip, parse_topology
@@ -18,6 +17,7 @@ from brainldm.planning.hlo import group_size, read_traffic
 from brainldm.planning.plan import candidates, judge, largest_rows, make_plan
 from brainldm.planning.report import report
 from brainldm.planning.worker import too_large
+from brainldm.runtime.errors import UserError
 from brainldm.train import parse
 from brainldm.training.config import autoencoder_config
 

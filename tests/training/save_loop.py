@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.errors import Stopped
-from brainldm.interrupts import StopRequest
-from brainldm.lock import locked
+from brainldm.runtime.errors import Stopped
+from brainldm.runtime.lock import locked
+from brainldm.runtime.signals import StopRequest
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.metrics import MetricWriter, read_metrics
 
@@ -136,10 +136,10 @@ def wait_for(path: Path, process: multiprocessing.Process, seconds: float = 180)
 
 def train(config: Path, workdir: Path, every: int) -> None:
     """Train as the config.json `config` says, with a checkpoint every `every` steps."""
-    from brainldm.files import read_json
-    from brainldm.training import loop, restoring
+    from brainldm.runtime.files import read_json
+    from brainldm.training import loop, restore
 
-    settings = restoring.from_json(read_json(config)).unlock()
+    settings = restore.from_json(read_json(config)).unlock()
     settings.every.checkpoint = every
     loop.train(settings.lock(), workdir)
 

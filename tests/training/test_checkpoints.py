@@ -13,9 +13,9 @@ import pytest
 import save_loop
 from save_loop import wait_for
 
-from brainldm.errors import BrainldmError, Stopped, UserError
-from brainldm.lock import locked
-from brainldm.training import steps
+from brainldm.runtime.errors import BrainldmError, Stopped, UserError
+from brainldm.runtime.lock import locked
+from brainldm.training import checkpoint_folder
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 
 
@@ -40,7 +40,7 @@ def test_kill_9_while_saving_ten_times(start, tmp_path):
     for _ in range(10):
         process = start(save_loop.save_for_ever, tmp_path, size)
         end = time.monotonic() + 180
-        while max(steps.finished_steps(tmp_path / "checkpoints"), default=0) <= reached[-1]:
+        while max(checkpoint_folder.finished_steps(tmp_path / "checkpoints"), default=0) <= reached[-1]:
             assert process.is_alive() and time.monotonic() < end
             time.sleep(0.005)
         time.sleep(float(random.uniform(0, 0.3)))  # the next saves follow one after the other
@@ -89,7 +89,7 @@ def test_a_step_with_any_damaged_file_is_not_used(two_steps, tmp_path, capsys, d
         assert names(workdir) == ["1", "2"]
         said = capsys.readouterr().err
         assert "checkpoints/2 is damaged" in said and "falling back to step 1" in said
-        if file.name != steps.SUMS:
+        if file.name != checkpoint_folder.SUMS:
             assert str(file.relative_to("checkpoints/2")) in said
         checkpoints = Checkpoints(workdir)
         assert checkpoints.begin() == 1
@@ -103,7 +103,7 @@ def test_an_added_file_is_damage(two_steps, tmp_path):
     """Orbax takes folders of a step for items; and a line lost from SHA256SUMS looks the same."""
     workdir = shutil.copytree(two_steps, tmp_path / "run")
     (workdir / "checkpoints/2/state/more").write_text("x")
-    assert steps.find_damage(workdir / "checkpoints", 2) == "state/more: not in SHA256SUMS"
+    assert checkpoint_folder.find_damage(workdir / "checkpoints", 2) == "state/more: not in SHA256SUMS"
 
 
 def test_no_whole_step_is_an_error_that_names_all(two_steps, tmp_path):
@@ -148,9 +148,9 @@ def test_the_sums_can_be_checked_without_us(two_steps):
 
 def test_which_steps_stay(tmp_path):
     losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: None, 50: 2.5, 60: float("nan")}
-    assert steps.superfluous(losses, keep_last=2, keep_every=0) == [10, 30, 40]
-    assert steps.superfluous(losses, keep_last=1, keep_every=30) == [10, 40, 50]
-    assert steps.superfluous({1: None, 2: None, 3: None}, keep_last=1, keep_every=0) == [1, 2]
+    assert checkpoint_folder.superfluous(losses, keep_last=2, keep_every=0) == [10, 30, 40]
+    assert checkpoint_folder.superfluous(losses, keep_last=1, keep_every=30) == [10, 40, 50]
+    assert checkpoint_folder.superfluous({1: None, 2: None, 3: None}, keep_last=1, keep_every=0) == [1, 2]
     for start in (1, 5):  # the best and the third ones also survive a new start
         checkpoints = Checkpoints(tmp_path, keep_last=1, keep_every=3)
         checkpoints.begin()

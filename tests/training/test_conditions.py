@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from brainldm.cli import main
-from brainldm.data.covariates import Covariates
-from brainldm.errors import UserError
+from brainldm.datasets.covariates import Covariates
 from brainldm.generation.dataset import draw_conditions
+from brainldm.runtime.errors import UserError
 from brainldm.training.config import autoencoder_config, covariates_of, diffusion_config, validate
 from brainldm.weights.model_folder import load_model
 
@@ -128,7 +128,7 @@ def test_the_report_lists_them(synthetic, data, model):
 
 
 def test_the_network_sees_the_further_conditions(model):
-    from brainldm.generation.sample import make_sampler
+    from brainldm.generation.sampler import make_sampler
 
     loaded = load_model(model / "model")
     rng = np.random.default_rng(0)

@@ -12,9 +12,9 @@ import pytest
 import save_loop
 from save_loop import small_config, small_stage, wait_for
 
-from brainldm.errors import Stopped, UserError
-from brainldm.lock import locked
-from brainldm.training import loop, steps
+from brainldm.runtime.errors import Stopped, UserError
+from brainldm.runtime.lock import locked
+from brainldm.training import checkpoint_folder, loop
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.metrics import MetricWriter, read_metrics
 
@@ -84,14 +84,14 @@ def test_a_damaged_step_is_done_again(straight, tmp_path, capsys):
 
 
 def test_a_disk_that_is_full_for_a_while(straight, tmp_path, monkeypatch, capsys):
-    real = steps.finish
+    real = checkpoint_folder.finish
 
     def finish(folder, step):
         if step in (8, 12, 20, 24):
             raise OSError(28, "No space left on device")
         real(folder, step)
 
-    monkeypatch.setattr(steps, "finish", finish)
+    monkeypatch.setattr(checkpoint_folder, "finish", finish)
     loop.train(small_config(), tmp_path / "run")
     said = capsys.readouterr().err
     assert said.count("No space left on device") == 4 and said.count("Training goes on") == 4
@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_for_a_while(straight, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("full_from, ends_at", [(8, 16), (36, 40)])  # three in a row; and the last one
 def test_a_disk_that_stays_full(straight, tmp_path, monkeypatch, full_from, ends_at):
-    real = steps.finish
+    real = checkpoint_folder.finish
 
     def finish(folder, step):
         if step >= full_from:
@@ -108,7 +108,7 @@ def test_a_disk_that_stays_full(straight, tmp_path, monkeypatch, full_from, ends
         real(folder, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "finish", finish)
+        patch.setattr(checkpoint_folder, "finish", finish)
         message = f"Step {ends_at} could not be saved .*finished step is {full_from - 4}"
         with pytest.raises(Stopped, match=message) as end:
             loop.train(small_config(), tmp_path / "run")
@@ -188,7 +188,7 @@ def test_two_runs_in_one_work_dir(straight, tmp_path):
 def test_another_config_or_dataset_is_refused_by_the_checkpoint_itself(straight, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(straight / "checkpoints", workdir / "checkpoints")
-    (workdir / "brainldm.lock").touch()
+    (workdir / "brainldm.runtime.lock").touch()
     config = small_config().unlock()
     config.batch_size = 8
     with pytest.raises(UserError, match=r"checkpoints/40: this run was begun .*batch_size: 4 then, 8 now"):

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from brainldm.data.latents import LatentCache
-from brainldm.errors import Stopped, UserError
 from brainldm.parallel.mesh import data_mesh
+from brainldm.runtime.errors import Stopped, UserError
 from brainldm.training import config as configs
-from brainldm.training import loop, restoring, stages
+from brainldm.training import loop, restore, stages
 from brainldm.training.inputs import augmentation_of
 
 
 @pytest.fixture
 def config(demo_run):
     """The config of the demo's diffusion stage, to be changed."""
-    return restoring.read_config(demo_run / "diffusion").unlock()
+    return restore.read_config(demo_run / "diffusion").unlock()
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_variants_are_drawn_and_change_with_the_augmentation(config, tmp_path):
 
 
 def test_volumes_are_changed_for_the_autoencoder(demo_run):
-    config = restoring.read_config(demo_run / "autoencoder").unlock()
+    config = restore.read_config(demo_run / "autoencoder").unlock()
     plain = stages.make_stage(config, data_mesh(), demo_run / "autoencoder").train
     config.data.augment.affine_probability = 1.0
     changed = stages.make_stage(config, data_mesh(), demo_run / "autoencoder").train

@@ -10,8 +10,8 @@ import pytest
 import save_loop
 
 from brainldm.parallel.mesh import data_mesh
-from brainldm.training import restoring
-from brainldm.training.steps import finished_steps
+from brainldm.training import restore
+from brainldm.training.checkpoint_folder import finished_steps
 
 EVERY = {"autoencoder": 3, "diffusion": 9}  # of 24 and 72 steps
 
@@ -32,7 +32,7 @@ def kill_after(process, workdir: Path, step: int) -> None:
 @pytest.mark.parametrize("stage", EVERY)
 def test_killed_runs_end_as_an_undisturbed_one(demo_run, tmp_path, start, stage):
     straight, workdir, every = demo_run / stage, tmp_path / stage, EVERY[stage]
-    config = restoring.read_config(straight)
+    config = restore.read_config(straight)
     last = config.num_steps
     moment = int(np.random.default_rng().integers(0, last - every))
 
@@ -47,7 +47,7 @@ def test_killed_runs_end_as_an_undisturbed_one(demo_run, tmp_path, start, stage)
     process.join(600)
     assert process.exitcode == 0
     assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] >= moment // every * every
-    one, two = (restoring.restore_state(config, folder, data_mesh()) for folder in (straight, workdir))
+    one, two = (restore.restore_state(config, folder, data_mesh()) for folder in (straight, workdir))
     assert jax.tree.structure(one) == jax.tree.structure(two)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -11,14 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from brainldm.data.bids import image_path
-from brainldm.data.grids import training_grid
-from brainldm.data.volumes import write_volume
-from brainldm.errors import Stopped, UserError
+from brainldm.datasets.bids import image_path
 from brainldm.parallel.mesh import data_mesh, replicated
-from brainldm.training import loop, restoring, stages
+from brainldm.runtime.errors import Stopped, UserError
+from brainldm.training import loop, restore, stages
 from brainldm.training.metrics import MetricWriter, read_metrics
 from brainldm.training.state import accumulate, ema_update, make_optimizer
+from brainldm.volumes.grids import training_grid
+from brainldm.volumes.nifti import write_volume
 
 STAGES = ("autoencoder", "diffusion")
 
@@ -43,14 +43,14 @@ def test_a_continued_run_equals_an_undisturbed_one(demo_run, tmp_path, stage):
     workdir = shutil.copytree(demo_run / stage, tmp_path / stage)
     last, before = {"autoencoder": (24, 12), "diffusion": (72, 48)}[stage]
     shutil.rmtree(workdir / f"checkpoints/{last}")
-    config = restoring.read_config(workdir).unlock()
+    config = restore.read_config(workdir).unlock()
     if stage == "diffusion":  # which has its latents and needs no volumes any more
         bare = shutil.ignore_patterns("*.nii*")
         config.data.path = str(shutil.copytree(demo_run / "population", tmp_path / "bare", ignore=bare))
     loop.train(config.lock(), workdir)
     assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == before
     mesh = data_mesh()
-    straight, continued = (restoring.restore_state(config, folder, mesh) for folder in (demo_run / stage, workdir))
+    straight, continued = (restore.restore_state(config, folder, mesh) for folder in (demo_run / stage, workdir))
     assert jax.tree.structure(straight) == jax.tree.structure(continued)
     for one, two in zip(jax.tree.leaves(straight), jax.tree.leaves(continued), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
@@ -58,16 +58,16 @@ def test_a_continued_run_equals_an_undisturbed_one(demo_run, tmp_path, stage):
 
 
 def test_a_changed_config_does_not_continue_a_run(demo_run):
-    config = restoring.read_config(demo_run / "autoencoder").unlock()
+    config = restore.read_config(demo_run / "autoencoder").unlock()
     config.optimizer.learning_rate = 0.5
     with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.004 then, 0.5 now"):
         loop.train(config.lock(), demo_run / "autoencoder")
 
 
 def test_the_latent_scale_is_computed_and_kept(demo_run):
-    config = restoring.read_config(demo_run / "diffusion")
+    config = restore.read_config(demo_run / "diffusion")
     facts = json.loads((demo_run / "diffusion/run.json").read_text())
-    state = restoring.restore_state(config, demo_run / "diffusion", data_mesh())
+    state = restore.restore_state(config, demo_run / "diffusion", data_mesh())
     assert float(state.latent_scale) == pytest.approx(facts["latent_scale"], rel=1e-6)
     model = json.loads((demo_run / "model/model.json").read_text())
     assert model["latent_scale"] == pytest.approx(facts["latent_scale"], rel=1e-6)
@@ -119,7 +119,7 @@ def _as_state(result):
 @pytest.fixture
 def fake_run(demo_run, tmp_path, monkeypatch):
     """loop.train with a stage of our own; returns (run(losses), workdir)."""
-    config = restoring.read_config(demo_run / "autoencoder").unlock()
+    config = restore.read_config(demo_run / "autoencoder").unlock()
     config.num_steps = 10
     config.every.log = config.every.validate = config.every.checkpoint = 2
     config.every.images = 0
@@ -236,7 +236,7 @@ def test_unreadable_volumes_stop_a_run_with_their_name(demo_run, tmp_path, cache
     bad = next((data / "sub-0002/anat").glob("*_T1w.nii.gz"))
     write_volume(bad, np.random.rand(40, 56, 38), training_grid(4).affine)
     assert bad.parent == image_path(data, "sub-0002").parent
-    config = restoring.read_config(demo_run / "autoencoder").unlock()
+    config = restore.read_config(demo_run / "autoencoder").unlock()
     config.data.path, config.data.cache_gib = str(data), cache_gib
     with pytest.raises(UserError, match=f"{bad.name}.*40x56x38"):
         loop.train(config.lock(), tmp_path / "run")

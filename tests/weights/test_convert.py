@@ -8,8 +8,8 @@ import safetensors.numpy
 
 from brainldm.diffusion.samplers import ddim_step
 from brainldm.diffusion.schedule import make_schedule
-from brainldm.errors import UserError
 from brainldm.generation.dataset import Settings, generate
+from brainldm.runtime.errors import UserError
 from brainldm.weights.convert import Unstated, from_monai, parse_head_channels, to_monai
 from brainldm.weights.model_folder import load_model
 from brainldm.weights.torch_file import read_torch_state_dict

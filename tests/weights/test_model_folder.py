@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from brainldm.errors import UserError
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.discriminator import PatchDiscriminator
 from brainldm.models.unet import DiffusionUNet
+from brainldm.runtime.errors import UserError
 from brainldm.weights import monai
 from brainldm.weights.torch_file import read_torch_state_dict
 

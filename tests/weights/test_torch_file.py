@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainldm.errors import UserError
+from brainldm.runtime.errors import UserError
 from brainldm.weights.torch_file import read_torch_state_dict
 
 STORAGES = {

@@ -1,0 +1,100 @@
+"""`brainldm check`: the fingerprint of a dataset, measured against what a training config asks of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from brainldm.fingerprint.collect import Fingerprint, collect
+from brainldm.fingerprint.data_costs import Plan
+from brainldm.fingerprint.inspection import Options
+from brainldm.runtime.console import Counter
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import write_atomically
+from brainldm.train import parse
+from brainldm.training.config import covariates_of
+
+
+def check(
+    source: str | Path,
+    options: Options,
+    *,
+    table: str | None = None,
+    pattern: str | None = None,
+    config: str | None = None,
+    page: str | None = None,
+) -> Fingerprint:
+    """The fingerprint of `source`, with progress on standard error; `page` names the HTML file to write.
+
+    `config` is a training config FILE.py[:arg]; its conditions, spacing, scaling and sizes replace those of `options`.
+    Raises UserError when there is no source, nothing in it that could be a scan, or `page` cannot be written.
+    """
+    if options.workers < 1 or (options.sample is not None and options.sample < 0):
+        raise UserError("--workers must be at least 1, and --sample at least 0.")
+    if config:
+        options = with_config(options, config)
+    with _Progress() as progress:
+        found = collect(source, table=table, pattern=pattern, options=options, progress=progress)
+    if page:
+        from brainldm.fingerprint.page import render
+
+        try:
+            write_atomically(page, render(found.as_dict()).encode())
+        except OSError as error:
+            raise UserError(f"{page}: cannot be written ({error.strerror}). Give --html a file.") from error
+    return found
+
+
+def require_usable(found: Fingerprint) -> None:
+    """Raise UserError when not one scan is usable."""
+    if found.counts["usable"]:
+        return
+    what = "trained on" if found.kind == "prepared" else "read"
+    raise UserError(
+        f"{found.source}: none of its scans can be {what}. The reasons are listed above; the first is: "
+        f"{found.rejected[0].name}: {found.rejected[0].reason}"
+    )
+
+
+def with_config(options: Options, path: str) -> Options:
+    """`options` with what the training config at `path` says. Raises UserError when it cannot be read."""
+    config = parse(["--config", path, "--workdir", "."])[0]
+    plan = Plan(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
+    if config.stage == "autoencoder":
+        levels = len(config.model.channels)
+        plan = dataclasses.replace(plan, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
+    latents = config.get("latents", None)
+    if latents is not None and latents.get("variants", 0):
+        plan = dataclasses.replace(plan, variants=latents.variants)
+    return dataclasses.replace(
+        options,
+        covariates=covariates_of(config),
+        spacing_mm=config.data.spacing_mm,
+        scaling=config.data.scaling,
+        plan=plan,
+    )
+
+
+class _Progress:
+    """One Counter after another, as the phases of `collect` come."""
+
+    def __init__(self):
+        self._what, self._counter = "", None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._close(kind, error, trace)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._what:
+            self._close(None, None, None)
+            self._what, self._counter = what, Counter(what, total)
+            self._counter.__enter__()
+        self._counter(done)
+
+    def _close(self, kind, error, trace) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(kind, error, trace)
+            self._counter = None

@@ -1,0 +1,158 @@
+"""The images of one dataset, read one at a time, on one grid."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from brainldm.data.pipeline import load_image
+from brainldm.datasets.bids import Record, read_dataset, read_participants
+from brainldm.datasets.covariates import Covariates, is_missing
+from brainldm.runtime.errors import UserError
+from brainldm.volumes.grids import SPACINGS_MM, Grid, training_grid
+from brainldm.volumes.nifti import read_volume
+
+_NOT_CONDITIONS = ("participant_id", "session_id", "extrapolated", "split")
+_KEPT_BYTES = 2 * 2**30
+STAND_IN = "embedded population"
+"""What the description of a dataset says when its images, or those its model learnt from, show no real
+people."""
+
+
+class Scans(Sequence):
+    """Volumes [D, H, W] in [0, 1] of a dataset, read when asked for; up to 2 GiB of them are kept.
+
+    `records` are in the order of the volumes. Synthetic volumes are clipped to [0, 1], real ones are scaled
+    by
+    their own minimum and maximum, as in training.
+    """
+
+    def __init__(self, records: Sequence[Record], grid: Grid, synthetic: bool):
+        self.records, self.grid, self._synthetic = list(records), grid, synthetic
+        kept = max(2, int(_KEPT_BYTES // (4 * np.prod(grid.shape))))
+        self._read_kept = functools.lru_cache(maxsize=kept)(self._read)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._read_kept(index)
+
+    def values(self, name: str) -> np.ndarray:
+        """The column `name` of every scan as floats, NaN where the dataset does not have it."""
+        return np.array([float(record.covariates.get(name, np.nan)) for record in self.records])
+
+    def _read(self, index: int) -> np.ndarray:
+        record = self.records[index]
+        volume = read_volume(record.path)
+        if _same(Grid(volume.data.shape, volume.affine), self.grid):
+            data = volume.data
+            if self._synthetic:
+                return np.clip(data, 0, 1)
+            return ((data - data.min()) / (data.max() - data.min())).astype(np.float32)
+        if not self._synthetic and any(_same(self.grid, training_grid(spacing)) for spacing in SPACINGS_MM):
+            # a finer training grid covers the same box, and averages to this one as it does in training
+            return load_image(record, self.grid)
+        raise UserError(
+            f"{record.path}: {_described(volume.data.shape, volume.affine)}, but the synthetic images have "
+            f"{_described(self.grid.shape, self.grid.affine)}. Images are compared on one grid: give the "
+            f"real dataset "
+            "that lies on the grid the model was trained on, and one synthetic dataset at a time."
+        )
+
+
+def open_datasets(synthetic: str | Path, real: str | Path) -> tuple[Scans, Scans]:
+    """The images of a synthetic and of a real dataset, on the grid of the first synthetic image.
+
+    Raises:
+        UserError: when a dataset cannot be read, or the synthetic one says neither ventricles_ml nor
+        brain_ml.
+            An image on another grid raises when it is read.
+    """
+    columns = _filled(synthetic)
+    if not columns & {"ventricles_ml", "brain_ml"}:
+        raise UserError(
+            f"{Path(synthetic) / 'participants.tsv'}: neither ventricles_ml nor brain_ml among its columns, "
+            f"so what was "
+            "asked of these brains is not known. Give a folder that `brainldm generate` wrote, or add the "
+            "requested values."
+        )
+    made = read_dataset(synthetic, _conditions(columns))
+    people = read_dataset(real, _conditions(_filled(real)))
+    first = read_volume(made[0].path)
+    grid = Grid(first.data.shape, first.affine)
+    return Scans(made, grid, synthetic=True), Scans(people, grid, synthetic=False)
+
+
+def description(root: str | Path) -> dict:
+    """dataset_description.json of a dataset, empty when it has none that can be read."""
+    try:
+        found = json.loads((Path(root) / "dataset_description.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_stand_in(root: str | Path) -> bool:
+    """Whether a dataset says that it is, or was learnt from, the embedded population.
+
+    Its description says "EmbeddedPopulation": true, or its description or README names it.
+    """
+    said = description(root)
+    if said.get("EmbeddedPopulation") is True:
+        return True
+    readme = Path(root) / "README"
+    text = readme.read_text(errors="replace") if readme.is_file() else ""
+    return STAND_IN in (json.dumps(said) + text).lower()
+
+
+def conditions_in_words(synthetic: str | Path, real: str | Path) -> dict[str, dict[str, str]]:
+    """What was asked of generated brains, column by column, and what real ones have: {column: {which: words}}.
+
+    Words are "44 to 82 (n = 30)" or "F 12, M 18". Columns are those that the synthetic dataset describes with its
+    conditions; a real dataset may lack some.
+    """
+    tables = {"synthetic": read_participants(synthetic), "real": read_participants(real)}
+    names = [name for name in tables["synthetic"].columns if name not in _NOT_CONDITIONS]
+    return {
+        name: {which: _in_words(table[name]) for which, table in tables.items() if name in table.columns}
+        for name in names
+    }
+
+
+def _in_words(cells: Sequence[str]) -> str:
+    given = [cell for cell in cells if not is_missing(cell)]
+    try:
+        numbers = [float(cell) for cell in given]
+    except ValueError:
+        counts = collections.Counter(given).most_common(8)
+        return ", ".join(f"{cell} {count}" for cell, count in sorted(counts))
+    return f"{min(numbers):g} to {max(numbers):g} (n = {len(numbers)})" if numbers else "none"
+
+
+def _filled(root: str | Path) -> set[str]:
+    """The columns of a dataset that hold anything."""
+    table = read_participants(root)
+    return {name for name in table.columns if not all(map(is_missing, table[name]))}
+
+
+def _conditions(columns: set[str]) -> Covariates:
+    return Covariates(tuple(item for item in Covariates() if item.name in columns))
+
+
+def _same(a: Grid, b: Grid) -> bool:
+    return tuple(a.shape) == tuple(b.shape) and np.allclose(a.affine, b.affine, atol=1e-3)
+
+
+def _described(shape: Sequence[int], affine: np.ndarray) -> str:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    size = "x".join(f"{s:g}" for s in spacing)
+    first = np.round(affine[:3, 3], 1).tolist()
+    return f"{'x'.join(map(str, shape))} voxels of {size} mm, the first at {first} mm"

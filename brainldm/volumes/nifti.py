@@ -1,0 +1,140 @@
+"""Volumes in and out: the only place that reads a volume and the only place that writes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import write_atomically
+from brainldm.volumes.headers import BLOCK_BYTES, Header, opened, parse_header
+
+INT16_MAX = 32767
+_CHUNK_BYTES = 2**20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Volume:
+    """A three-dimensional image: `data` float32 [D, H, W] in RAS order and its `affine` [4, 4] in mm.
+
+    `notes` say what was decided where the file's own statements disagree.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """Voxel size along each axis, in mm, [3]."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def anisotropy(self) -> float:
+        """Longest over shortest side of a voxel; 1 for cubes."""
+        return float(self.spacing_mm.max() / self.spacing_mm.min())
+
+
+def read_volume(path: str | os.PathLike) -> Volume:
+    """Read NIfTI (.nii, .nii.gz) or MGH (.mgh, .mgz) as float32 in RAS order, slope and intercept applied.
+
+    Oblique images keep their affine; axes are only swapped and turned to the nearest RAS order. No more is unpacked
+    than the header allows (at most 512^3 voxels), and a gzip stream is read to its end and its checksum verified,
+    because nibabel alone accepts damaged streams. One frame of a fourth dimension is dropped.
+    Raises UserError for a file that is absent, damaged, longer or shorter than its header says, not one
+    three-dimensional image of plain numbers, without a clear orientation, or that holds NaN or infinite voxels or one
+    value everywhere.
+    """
+    path = Path(path)
+    with opened(path) as (stream, size):
+        block = stream.read(BLOCK_BYTES)
+        header = parse_header(block, path)
+        content = _read_voxels(stream, block, header, size, path)
+    stored = np.frombuffer(content, header.dtype).reshape(header.shape, order="F")
+    data = np.zeros(header.shape, np.float32, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # counted below
+        for k in range(header.shape[2]):  # slice by slice: in float64, without a second volume of it
+            data[..., k] = stored[..., k] * np.float64(header.slope) + np.float64(header.intercept)
+    bad = int(data.size - np.isfinite(data).sum())
+    if bad:
+        raise UserError(
+            f"{path}: {bad} voxels are NaN or infinite (of {data.size}). Replace them (by 0 in the background) first."
+        )
+    if data.min() == data.max():
+        raise UserError(f"{path}: every voxel has the same value, so there is no image in it. Leave it out.")
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(data, header.affine))
+    return Volume(np.asarray(canonical.dataobj, np.float32), canonical.affine, header.notes)
+
+
+def _read_voxels(stream: BinaryIO, block: bytes, header: Header, size: int | None, path: Path) -> memoryview:
+    """The stored voxels, `stream` being after `block`; never more than the header says is held."""
+    end = header.offset + header.voxel_bytes
+    if size is not None and size < end:
+        raise _wrong_length(path, size, end)
+    content = bytearray(end)
+    done = min(len(block), end)
+    content[:done] = block[:done]
+    while done < end and (chunk := stream.read(min(_CHUNK_BYTES, end - done))):
+        content[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    if done < end:
+        raise _wrong_length(path, done, end)
+    # read on to the end of the stream, where its checksum is, but not through a bomb
+    more = len(block) - done if len(block) > done else 0
+    while more <= header.may_follow and (chunk := stream.read(min(_CHUNK_BYTES, header.may_follow + 1 - more))):
+        more += len(chunk)
+    if more > header.may_follow:
+        raise UserError(
+            f"{path}: holds more than the {end} bytes that its header says, so one of the two is wrong; nothing more "
+            "was unpacked. Convert the scan again."
+        )
+    return memoryview(content)[header.offset :]
+
+
+def _wrong_length(path: Path, found: int, expected: int) -> UserError:
+    return UserError(f"{path}: cut off, {found} bytes where its header says {expected}. Copy or convert it again.")
+
+
+def write_volume(
+    path: str | os.PathLike,
+    data: np.ndarray,
+    affine: np.ndarray,
+    description: str = "",
+    scale_max: float = 1.0,
+) -> bytes:
+    """Write `data` [D, H, W] as int16 with a fixed slope, `scale_max` being the largest value that can be stored.
+
+    The slope is the same for every image, so intensities stay comparable between images. `description`
+    (at most 79 characters) goes into the header. The bytes depend on the arguments alone, and the file appears
+    whole or not at all. Returns the bytes written. Raises ValueError for data that is not finite or not 3D.
+    """
+    data = np.asarray(data)
+    if data.ndim != 3 or not np.isfinite(data).all():
+        raise ValueError(f"a finite three-dimensional array is wanted, got shape {data.shape}")
+    slope = scale_max / INT16_MAX
+    stored = np.clip(np.rint(data / slope), -INT16_MAX, INT16_MAX).astype(np.int16)
+    image = nib.Nifti1Image(stored, affine)
+    image.header.set_slope_inter(slope, 0.0)
+    image.header.set_xyzt_units("mm")
+    # code 4: the training box lies in MNI152 space
+    image.set_sform(affine, code=4)
+    image.set_qform(affine, code=4)
+    image.header["descrip"] = description.encode()[:79]
+    content = image.to_bytes()
+    path = Path(path)
+    if path.name.endswith(".gz"):
+        content = gzip.compress(content, compresslevel=1, mtime=0)
+    write_atomically(path, content)
+    return content
+
+
+def block_average(data: np.ndarray, factor: int) -> np.ndarray:
+    """Mean over blocks of factor^3 voxels, [D, H, W] -> [D/factor, H/factor, W/factor] (anti-aliased downsampling)."""
+    d, h, w = (side // factor for side in data.shape)
+    return data.reshape(d, factor, h, factor, w, factor).mean(axis=(1, 3, 5), dtype=np.float32)
