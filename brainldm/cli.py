@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from brainldm import __version__
-from brainldm.commands import brains, data, training
+from brainldm.commands import check, convert, demo, evaluate, export, generate, plan, population, prepare, train
 from brainldm.runtime.errors import BrainldmError
 
 EXIT_CODES = """exit codes: 0 done; 1 a failure of ours; 2 a mistake in what was asked, with a message that says
@@ -17,14 +17,10 @@ what to do; 75 stopped from outside, and the same command goes on from there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code."""
+    """Run one command and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
-        # Checked before argparse, because the rest of its flags belong to absl.
-        if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-            _train(arguments[1:])
-            return 0
         parser = _parser()
         options, options.rest = parser.parse_known_args(arguments)
         if options.rest and not getattr(options, "takes_config", False):
@@ -52,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"brainldm {__version__}")
-    added_verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def verb(name: str, run: Callable, help: str, example: str) -> argparse.ArgumentParser:
-        added = added_verbs.add_parser(
+    def add_command(name: str, run: Callable, help: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
             name,
             help=help,
             description=help[0].upper() + help[1:] + ".",
@@ -65,15 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for verbs in (brains, data, training):
-        verbs.add(verb)
+    for command in (demo, population, prepare, check, train, plan, export, convert, generate, evaluate):
+        command.add(add_command)
     return parser
-
-
-def _train(arguments: Sequence[str]) -> None:
-    from brainldm.train import run
-
-    run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One verb of brainldm with the settings of this machine's platform (flags.sh): one process, which uses every device
+# One command of brainldm with the settings of this machine's platform (flags.sh): one process, which uses every device
 # that it sees, be it a CPU, one GPU or eight.
 #
 #   launch/run.sh [--dry-run] VERB [ARGUMENTS]

@@ -12,16 +12,16 @@ import pytest
 from brainldm.cli import main
 from brainldm.volumes.grids import training_grid
 
-VERBS = ("demo", "population", "prepare", "check", "train", "export", "generate", "evaluate", "convert")
+COMMANDS = ("demo", "population", "prepare", "check", "train", "export", "generate", "evaluate", "convert")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_has_an_example_and_the_exit_codes(verb, capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_the_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as caught:
-        main([verb, "--help"])
+        main([command, "--help"])
     said = capsys.readouterr().out
     assert caught.value.code == 0
-    assert f"brainldm {verb}" in said and "example:" in said and "75" in said
+    assert f"brainldm {command}" in said and "example:" in said and "75" in said
 
 
 def test_the_module_is_the_command(repository):
@@ -220,8 +220,8 @@ def test_a_model_of_a_later_version(model, tmp_path, capsys):
     check_refusal(capsys, generate(model, tmp_path / "out"), "version 2.*reads 'brainldm-model' version 1")
 
 
-@pytest.mark.parametrize("verb", ["demo", "population", "generate", "export", "evaluate", "convert"])
-def test_nothing_is_overwritten(verb, demo_run, model, data, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["demo", "population", "generate", "export", "evaluate", "convert"])
+def test_nothing_is_overwritten(command, demo_run, model, data, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years")
@@ -232,7 +232,7 @@ def test_nothing_is_overwritten(verb, demo_run, model, data, tmp_path, capsys):
         "export": ["export", str(demo_run / "autoencoder"), str(demo_run / "diffusion"), str(out)],
         "evaluate": ["evaluate", str(demo_run / "synthetic"), str(data), str(out)],
         "convert": ["convert", str(model), str(out)],
-    }[verb]
+    }[command]
     check_refusal(capsys, arguments, "already holds something else")
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
     assert (out / "thesis.txt").read_text() == "years"

@@ -1,18 +1,22 @@
-"""`brainldm check`: the fingerprint of a dataset, measured against what a training config asks of it."""
+"""The command `check`: the fingerprint of a dataset, measured against what a training config asks of it."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from brainldm.fingerprint.collect import Fingerprint, collect
-from brainldm.fingerprint.data_costs import Plan
-from brainldm.fingerprint.inspection import Options
-from brainldm.runtime.console import Counter
+from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
-from brainldm.train import parse
-from brainldm.training.config import covariates_of
+
+if TYPE_CHECKING:
+    from brainldm.fingerprint.collect import Fingerprint
+    from brainldm.fingerprint.inspection import Options
 
 
 def check(
@@ -29,11 +33,13 @@ def check(
     `config` is a training config FILE.py[:arg]; its conditions, spacing, scaling and sizes replace those of `options`.
     Raises UserError when there is no source, nothing in it that could be a scan, or `page` cannot be written.
     """
+    from brainldm.fingerprint.collect import collect
+
     if options.workers < 1 or (options.sample is not None and options.sample < 0):
         raise UserError("--workers must be at least 1, and --sample at least 0.")
     if config:
         options = with_config(options, config)
-    with _Progress() as progress:
+    with _Phases() as progress:
         found = collect(source, table=table, pattern=pattern, options=options, progress=progress)
     if page:
         from brainldm.fingerprint.page import render
@@ -58,6 +64,10 @@ def require_usable(found: Fingerprint) -> None:
 
 def with_config(options: Options, path: str) -> Options:
     """`options` with what the training config at `path` says. Raises UserError when it cannot be read."""
+    from brainldm.fingerprint.data_costs import Plan
+    from brainldm.training.config import covariates_of
+    from brainldm.training.flags import parse
+
     config = parse(["--config", path, "--workdir", "."])[0]
     plan = Plan(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
     if config.stage == "autoencoder":
@@ -75,13 +85,13 @@ def with_config(options: Options, path: str) -> Options:
     )
 
 
-class _Progress:
-    """One Counter after another, as the phases of `collect` come."""
+class _Phases:
+    """One Progress after another, as the phases of `collect` come."""
 
     def __init__(self):
         self._what, self._counter = "", None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> _Phases:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -90,7 +100,7 @@ class _Progress:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._what:
             self._close(None, None, None)
-            self._what, self._counter = what, Counter(what, total)
+            self._what, self._counter = what, Progress(what, total)
             self._counter.__enter__()
         self._counter(done)
 
@@ -98,3 +108,41 @@ class _Progress:
         if self._counter is not None:
             self._counter.__exit__(kind, error, trace)
             self._counter = None
+
+
+def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add this command; `add_command(name, run, help, example)` makes its parser."""
+    parser = add_command(
+        "check",
+        run,
+        "take the fingerprint of a dataset, with the list of what would be rejected",
+        "brainldm check ./prepared --config configs/paper_autoencoder.py --html check.html\n\n"
+        "Rejected scans are part of the report: the exit code is 0 as long as one scan is usable, else 2.",
+    )
+    parser.add_argument("data", metavar="DATA", help="BIDS or prepared dataset, folder of images, text list, or table")
+    parser.add_argument("--table", metavar="FILE", help="table with the conditions, where DATA holds none")
+    parser.add_argument("--pattern", metavar="GLOB", help="which files of a folder are scans")
+    parser.add_argument("--config", metavar="FILE.py", help="training config whose conditions and grid are wanted")
+    parser.add_argument("--sample", type=int, metavar="N", help="scans read in full (default: all, at most 200)")
+    parser.add_argument(
+        "--full", action="store_true", help="read every scan, compare files with their sidecars' hashes"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: all cores)")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page")
+    parser.add_argument("--json", action="store_true", help="print the fingerprint as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    from brainldm.fingerprint.inspection import Options
+    from brainldm.fingerprint.text import lines
+
+    found = check(
+        options.data,
+        Options(sample=options.sample, full=options.full, workers=options.workers),
+        table=options.table,
+        pattern=options.pattern,
+        config=options.config,
+        page=options.html,
+    )
+    print(json.dumps(found.as_dict(), indent=1) if options.json else "\n".join(lines(found.as_dict())))
+    require_usable(found)

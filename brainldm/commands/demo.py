@@ -1,22 +1,18 @@
-"""The whole road on the embedded population: volumes, both training stages, export, generation, evaluation."""
+"""The command `demo`: the embedded population from its making to a report, both training stages between."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brainldm.commands.evaluate import assess
-from brainldm.generation.dataset import Settings, generate, read_conditions
-from brainldm.population.population import write_population
-from brainldm.runtime.console import Counter, duration, say
+from brainldm.runtime.console import Progress, duration, log
 from brainldm.runtime.files import require_new_folder
-from brainldm.train import run as run_training
-from brainldm.training.config import config_file
-from brainldm.training.export import export
-from brainldm.weights.model_folder import load_model
 
 SPACING_MM = 4
 SEED = 2022
@@ -46,15 +42,24 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     Brains are drawn with the conditions of people that no network has seen. Raises UserError when `out` holds
     something.
     """
+    from brainldm.commands.train import train as run_training
+    from brainldm.evaluation.report import evaluate
+    from brainldm.generation.dataset import Settings, generate, read_conditions
+    from brainldm.generation.illustrations import illustrate
+    from brainldm.population.population import write_population
+    from brainldm.training.config import config_file
+    from brainldm.training.export import export
+    from brainldm.weights.model_folder import load_model
+
     out = require_new_folder(out)
     began = time.monotonic()
 
     def step(number: int, what: str) -> None:
-        say(f"\n[{number}/5] {what} ({duration(time.monotonic() - began)} so far)")
+        log(f"\n[{number}/5] {what} ({duration(time.monotonic() - began)} so far)")
 
     step(1, "Making the embedded population (a stand-in: deformed templates, not people)")
     for name, people, seed in (("population", size.people, SEED), ("held_out", size.brains, SEED + 1)):
-        with Counter(name, people) as progress:
+        with Progress(name, people) as progress:
             write_population(
                 out / name,
                 people,
@@ -105,6 +110,26 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
         note=STAND_IN,
     )
     step(5, "Evaluating")
-    figures = assess(out / "synthetic", out / "held_out", out / "report", out / "model")
-    say(f"\nDone in {duration(time.monotonic() - began)}.")
+    figures = evaluate(
+        out / "synthetic", out / "held_out", out / "report", **illustrate(out / "model", out / "held_out")
+    )
+    log(f"\nDone in {duration(time.monotonic() - began)}.")
     return figures
+
+
+def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add this command; `add_command(name, run, help, example)` makes its parser."""
+    parser = add_command("demo", run, "the whole road, offline, on the embedded population", "brainldm demo ./demo")
+    parser.add_argument("out", metavar="OUT", help="folder to make")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to check an installation")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    figures = demo(options.out, TINY if options.tiny else FULL)
+    if options.json:
+        print(json.dumps(figures, indent=1))
+        return
+    from brainldm.evaluation.report import headline_lines
+
+    print("\n".join([*headline_lines(figures), f"Report: {os.path.join(options.out, 'report', 'report.html')}"]))

@@ -1,64 +1,34 @@
-"""Evaluation of a generated dataset, with the model's reconstructions and a sweep when the model is at hand."""
+"""The command `evaluate`: a generated dataset held against a real one, as an HTML report."""
 
 from __future__ import annotations
 
-import statistics
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from brainldm.data.pipeline import load_image
-from brainldm.datasets.bids import Record, read_dataset
-from brainldm.evaluation.report import evaluate
-from brainldm.generation.sampler import make_sampler, reconstruct, sweep
-from brainldm.weights.model_folder import Model, load_model
-
-SHOWN = 6
-"""Reconstructions shown, and values of the sweep."""
-
-SWEPT = "ventricles_ml"
+import argparse
+import json
+from collections.abc import Callable
 
 
-def assess(
-    synthetic: str | Path,
-    real: str | Path,
-    out: str | Path,
-    model_folder: str | Path | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """`brainldm.evaluation.report.evaluate`, with pictures that need the model when `model_folder` names it.
-
-    The sweep takes ventricles_ml through the 5th to 95th percentile of the real scans, everything else at their median.
-    """
-    if model_folder is None:
-        return evaluate(synthetic, real, out, seed=seed)
-    model = load_model(model_folder)
-    records = read_dataset(real, model.spec.covariates)
-    volumes = np.stack([load_image(r, model.spec.grid) for r in records[:SHOWN]])
-    pairs = list(zip(volumes, reconstruct(model, volumes), strict=True))
-    return evaluate(synthetic, real, out, seed=seed, reconstructions=pairs, sweep=_sweep(model, records, seed))
-
-
-def _sweep(model: Model, records: list[Record], seed: int) -> tuple[str, list[float], np.ndarray] | None:
-    covariates = model.spec.covariates
-    if SWEPT not in covariates.names:
-        return None
-    found = np.percentile([r.covariates[SWEPT] for r in records], [5, 95])
-    item = covariates[SWEPT]
-    values = np.geomspace(*np.clip(found, item.low, item.high), SHOWN).round(1).tolist()
-    others = {
-        c.name: statistics.mode(r.covariates[c.name] for r in records)
-        if c.levels
-        else statistics.median(r.covariates[c.name] for r in records)
-        for c in covariates
-    }
-    sampling = model.spec.sampling
-    sampler = make_sampler(
-        model,
-        batch_size=1,
-        num_steps=sampling["num_steps"],
-        eta=sampling["eta"],
-        guidance=sampling["guidance"],
+def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add this command; `add_command(name, run, help, example)` makes its parser."""
+    parser = add_command(
+        "evaluate",
+        run,
+        "compare a generated dataset with a real one, as an HTML report",
+        "brainldm evaluate ./synthetic ./people ./report --model ./model",
     )
-    return SWEPT, values, sweep(sampler, covariates, SWEPT, values, others, seed, 0)
+    parser.add_argument("synthetic", metavar="SYNTHETIC", help="dataset that `generate` wrote")
+    parser.add_argument("real", metavar="REAL", help="BIDS dataset on the same grid")
+    parser.add_argument("out", metavar="OUT", help="folder to make")
+    parser.add_argument("--model", metavar="MODEL", help="adds its reconstructions and a sweep of one condition")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    from brainldm.evaluation.report import evaluate, summary_lines
+    from brainldm.generation.illustrations import illustrate
+    from brainldm.parallel.devices import refuse_silent_cpu
+
+    if options.model:
+        refuse_silent_cpu()
+    illustrations = illustrate(options.model, options.real) if options.model else {}
+    figures = evaluate(options.synthetic, options.real, options.out, **illustrations)
+    print(json.dumps(figures, indent=1) if options.json else "\n".join(summary_lines(figures)))

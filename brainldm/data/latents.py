@@ -26,7 +26,7 @@ import numpy as np
 
 from brainldm.data.pipeline import read_ahead
 from brainldm.datasets.bids import Record
-from brainldm.runtime.console import Counter, say
+from brainldm.runtime.console import Counter, log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_atomically, write_json
 
@@ -73,7 +73,7 @@ class LatentCache:
                 for done, _ in enumerate(read_ahead(self._take_in, paths, threads, 2 * threads), 1):
                     progress(done)
         if self._damaged:
-            say(
+            log(
                 f"{self.folder}: {len(self._damaged)} damaged or cut off, first {self._damaged[0].name}; encoded again."
             )
 
@@ -293,7 +293,7 @@ class CachedLatents:
         return self._cache.read(self._names[index])
 
 
-class DrawnLatents:
+class SampledLatents:
     """A source of elements without latents, and `draw`, the transform for `batches` that gives each a random one.
 
     A draw takes one of the variants of the scan with equal chances and, with `sample`, the posterior's mean plus
@@ -308,7 +308,7 @@ class DrawnLatents:
         return len(self._names)
 
     def __repr__(self) -> str:
-        return f"DrawnLatents({len(self)} records)"
+        return f"SampledLatents({len(self)} records)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"condition": self.conditions[index], "index": np.int32(index)}

@@ -16,7 +16,7 @@ from brainldm import __version__
 from brainldm.datasets.bids import image_path, read_participants, write_dataset_files
 from brainldm.datasets.covariates import Covariates
 from brainldm.generation.sampler import make_sampler
-from brainldm.runtime.console import Counter
+from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import require_new_folder, write_json
 from brainldm.volumes.nifti import write_volume
@@ -144,7 +144,7 @@ def generate(
         "Seed": settings.seed,
     }
     manifest = []
-    with Counter("generating", len(rows)) as progress:
+    with Progress("generating", len(rows)) as progress:
         for start in range(0, len(rows), settings.batch_size):
             indices = np.arange(start, min(start + settings.batch_size, len(rows)))
             for index, volume in zip(indices, sample(settings.seed, indices, codes[indices]), strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.diffusion.schedule import make_schedule
-from brainldm.parallel.mesh import constrainer, make_mesh, replicated
+from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
 from brainldm.weights.model_folder import Model
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
@@ -39,7 +39,7 @@ def make_sampler(model: Model, *, batch_size: int, num_steps: int, eta: float = 
     devices = jax.local_devices()
     parts = math.gcd(batch_size, len(devices))
     mesh = make_mesh({"data": parts}, devices[:parts])
-    place = constrainer(mesh) if parts > 1 else lambda x: x
+    place = batch_constraint(mesh) if parts > 1 else lambda x: x
 
     @jax.jit
     def draw(unet_params, autoencoder_params, keys, condition, eta, guidance):

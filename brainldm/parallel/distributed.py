@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from brainldm.parallel.launch import Launch
-from brainldm.runtime.console import duration, say
+from brainldm.runtime.console import duration, log
 from brainldm.runtime.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
 from brainldm.runtime.heartbeats import Board
 from brainldm.runtime.supervisor import supervised, tell_supervisor
@@ -180,7 +180,7 @@ class Processes:
                 error = f"{type(error).__name__}: {first_line(error)}"
         board.leave(str(error), code)
         board.let_others_go_first()
-        say(f"brainldm: process {self.index} of {self.count} ends: {error}")
+        log(f"brainldm: process {self.index} of {self.count} ends: {error}")
         os._exit(code)
 
 

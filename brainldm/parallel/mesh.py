@@ -40,7 +40,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     shape = mesh_shape(sizes, len(devices))
     mesh = _mesh((_on_torus if devices[0].platform == "tpu" else _by_process)(shape, devices))
     for process in {device.process_index for device in devices}:
-        batch_share(mesh, process)
+        process_shard(mesh, process)
     return mesh
 
 
@@ -105,7 +105,7 @@ def data_mesh() -> Mesh:
     return make_mesh()
 
 
-def without_space(mesh: Mesh) -> Mesh:
+def data_only_mesh(mesh: Mesh) -> Mesh:
     """The same devices in the same order, those along space moved to `data`.
 
     For networks on latents, which are too small to split. One program can use arrays on both meshes.
@@ -123,7 +123,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def constrainer(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+def batch_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """A function for use inside jit that keeps an array [B, ...] split as `shard_batch` would place it."""
 
     def constrain(x: jax.Array) -> jax.Array:
@@ -136,19 +136,19 @@ def _spec(ndim: int) -> P:
     return VOLUMES if ndim == 5 else BATCH
 
 
-def batch_parts(mesh: Mesh) -> int:
+def num_batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+def process_shard(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """Which part of each batch a process (default: this one) reads: (number, of how many).
 
     Processes that hold parts of the same volumes have the same number. Raises UserError when the rows of a process do
     not follow each other in the batch.
     """
     process = jax.process_index() if process is None else process
-    parts = batch_parts(mesh)
+    parts = num_batch_shards(mesh)
     own = [any(d.process_index == process for d in block.flat) for block in mesh.devices.reshape(parts, -1)]
     start, length = own.index(True), sum(own)
     if not all(own[start : start + length]) or start % length:
@@ -163,7 +163,7 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raise UserError when a batch cannot be split evenly over the mesh."""
-    parts = batch_parts(mesh)
+    parts = num_batch_shards(mesh)
     if batch_size % parts:
         nearest = max(parts, round(batch_size / parts) * parts)
         raise UserError(
@@ -185,11 +185,11 @@ def check_volume(shape: Sequence[int], halvings: int, mesh: Mesh) -> None:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a batch, host arrays [B / count, ...] (see `batch_share`), as global arrays [B, ...].
+    """This process's rows of a batch, host arrays [B / count, ...] (see `process_shard`), as global arrays [B, ...].
 
     Arrays of five axes are volumes, which are also split in space.
     """
-    _, count = batch_share(mesh)
+    _, count = process_shard(mesh)
 
     def place(array: Any) -> jax.Array:
         array = np.asarray(array)
@@ -199,7 +199,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, batch)
 
 
-def on_host(tree: Any) -> Any:
+def fetch_to_host(tree: Any) -> Any:
     """Global arrays, however they are split, as whole numpy arrays on every process; one at a time on the devices."""
 
     def fetch(x: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from brainldm.parallel.mesh import constrainer, replicated
+from brainldm.parallel.mesh import batch_constraint, replicated
 from brainldm.runtime.errors import UserError
 
 Rule = tuple[str, str]
@@ -143,4 +143,4 @@ def make_placement(mesh: Mesh, rules: Sequence[Rule], min_size: int) -> Placemen
         shardings = state_shardings({"opt_state": gradients}, mesh, rules, min_size, strict=False)
         return jax.lax.with_sharding_constraint(gradients, shardings["opt_state"])
 
-    return Placement(constrainer(mesh), whole, cut)
+    return Placement(batch_constraint(mesh), whole, cut)

@@ -11,7 +11,7 @@ import ml_collections
 from brainldm.parallel.mesh import AXES, mesh_shape
 from brainldm.planning.chips import Chip, Topology
 from brainldm.planning.compiler import Compiler
-from brainldm.runtime.console import duration, say
+from brainldm.runtime.console import duration, log
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import validate
 from brainldm.volumes.grids import training_grid
@@ -60,10 +60,10 @@ def make_plan(
     with Compiler(config, target) as compiler:
         plan |= {"devices": compiler.devices, "kind": compiler.kind}
         for name in programs:
-            say(f"plan: compiling {name} for {plan['target']}")
+            log(f"plan: compiling {name} for {plan['target']}")
             result = compiler.run(name, batch if name == "train" else None, full=full)
             plan["programs"][name] = judge(result, chip, utilisation)
-            say(f"plan: {name} compiled in {duration(result['seconds'])}")
+            log(f"plan: {name} compiled in {duration(result['seconds'])}")
         if search and "train" in programs:
             step = plan["programs"]["train"]
             if step["fits"] is False:
@@ -129,7 +129,7 @@ def _largest(
     compiler: Compiler, step: dict[str, Any], changes: dict[str, Any], chip: Chip, full: bool
 ) -> dict[str, Any] | None:
     """The largest batch, from a second compilation with twice the rows."""
-    say("plan: compiling the training step with twice the batch, to see how memory grows")
+    log("plan: compiling the training step with twice the batch, to see how memory grows")
     double = compiler.run("train", 2 * step["batch"], changes, full)
     if not (step["memory"] and double["memory"]):
         return None
@@ -188,11 +188,11 @@ def _fitting(
         if config.stage == "autoencoder" and split > 1:
             parts = compiler.devices // split * config.accumulation_steps
             batch = max(parts, config.batch_size // parts * parts)
-        say(f"plan: does not fit; trying {flags(changes, batch)}")
+        log(f"plan: does not fit; trying {flags(changes, batch)}")
         try:
             result = judge(compiler.run("train", batch, changes, full), chip, utilisation)
         except UserError as error:
-            say(f"plan: {error}")
+            log(f"plan: {error}")
             continue
         plan["tried"].append({"changes": changes, "batch": batch, "fits": result["fits"], "memory": result["memory"]})
         if result["fits"]:

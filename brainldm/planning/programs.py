@@ -15,10 +15,18 @@ from jax.sharding import PartitionSpec as P
 
 from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
-from brainldm.parallel.mesh import BATCH, VOLUMES, batch_parts, check_volume, constrainer, replicated, without_space
+from brainldm.parallel.mesh import (
+    BATCH,
+    VOLUMES,
+    batch_constraint,
+    check_volume,
+    data_only_mesh,
+    num_batch_shards,
+    replicated,
+)
 from brainldm.parallel.sharding import make_placement, rules_of, state_shardings
-from brainldm.training import autoencoder as stage_one
-from brainldm.training import diffusion as stage_two
+from brainldm.training import autoencoder as autoencoder_step
+from brainldm.training import diffusion as diffusion_step
 from brainldm.training.config import autoencoder_config, covariates_of
 from brainldm.training.perceptual import perceptual_shapes
 from brainldm.training.restore import read_config
@@ -48,8 +56,8 @@ def make_program(name: str, config: ml_collections.ConfigDict, mesh: Mesh, batch
     if name == "train":
         return _diffusion_step(config, mesh, batch or config.batch_size)
     if name == "sample":
-        return _sample(config, mesh, batch or batch_parts(without_space(mesh)))
-    return _encode_or_decode(name, config, mesh, batch or batch_parts(mesh))
+        return _sample(config, mesh, batch or num_batch_shards(data_only_mesh(mesh)))
+    return _encode_or_decode(name, config, mesh, batch or num_batch_shards(mesh))
 
 
 def volume_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
@@ -96,7 +104,7 @@ def _autoencoder_step(config: ml_collections.ConfigDict, mesh: Mesh, batch: int)
     check_volume(shape, max(len(config.model.channels) - 1, config.discriminator.num_layers), mesh)
     rules, size = rules_of(config.mesh.rules), config.mesh.min_size
     perceptual, frozen = perceptual_shapes(config.loss.perceptual, config.loss.perceptual_ratio)
-    init, step, _ = stage_one.build(config, perceptual, make_placement(mesh, rules, size))
+    init, step, _ = autoencoder_step.build(config, perceptual, make_placement(mesh, rules, size))
     shapes = jax.eval_shape(init, _key(), jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32))
     shardings = state_shardings(shapes, mesh, rules, size)
     if frozen is not None:
@@ -108,11 +116,11 @@ def _autoencoder_step(config: ml_collections.ConfigDict, mesh: Mesh, batch: int)
 
 
 def _diffusion_step(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -> Program:
-    mesh = without_space(mesh)
+    mesh = data_only_mesh(mesh)
     rules, size = rules_of(config.mesh.rules), config.mesh.min_size
     latent, width = latent_shape(config), covariates_of(config).width
-    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, latent[-1], width))
-    init, step, _ = stage_two.build(config, unet, make_placement(mesh, rules, size))
+    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, latent[-1], width))
+    init, step, _ = diffusion_step.build(config, unet, make_placement(mesh, rules, size))
     one = {
         "latent": jax.ShapeDtypeStruct((1, *latent), jnp.float32),
         "condition": jax.ShapeDtypeStruct((1, width), jnp.float32),
@@ -139,13 +147,13 @@ def _autoencoder(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Autoenc
 def _encode_or_decode(name: str, config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -> Program:
     check_volume(volume_shape(config), len(autoencoder_arguments(config)["channels"]) - 1, mesh)
     network, params = _autoencoder(config, mesh)
-    constrain = constrainer(mesh)
+    constrain = batch_constraint(mesh)
 
     def encode(params, image):
         return tuple(map(constrain, network.apply({"params": params}, constrain(image), method="encode")))
 
     def decode(params, latents):
-        return decode_latents(network, params, latents, 1.0, at_once=batch_parts(mesh), place=constrain)
+        return decode_latents(network, params, latents, 1.0, at_once=num_batch_shards(mesh), place=constrain)
 
     shape = (batch, *volume_shape(config), 1) if name == "encode" else (batch, *latent_shape(config))
     function = encode if name == "encode" else decode
@@ -153,10 +161,10 @@ def _encode_or_decode(name: str, config: ml_collections.ConfigDict, mesh: Mesh, 
 
 
 def _sample(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -> Program:
-    mesh = without_space(mesh)
+    mesh = data_only_mesh(mesh)
     latent, width = latent_shape(config), covariates_of(config).width
-    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, latent[-1], width))
-    schedule, sampling = stage_two.schedule_of(config), config.sampling
+    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, latent[-1], width))
+    schedule, sampling = diffusion_step.schedule_of(config), config.sampling
     row = [jax.ShapeDtypeStruct(s, d) for s, d in (((1, *latent), jnp.float32), ((1,), jnp.int32))]
     condition = jax.ShapeDtypeStruct((1, width), jnp.float32)
     params = _everywhere(jax.eval_shape(unet.init, _key(), *row, condition)["params"], mesh)
@@ -173,7 +181,7 @@ def _sample(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -> Progra
             num_steps=sampling.num_steps,
             eta=sampling.eta,
             guidance=None if sampling.guidance == 1.0 else sampling.guidance,
-            place=constrainer(mesh),
+            place=batch_constraint(mesh),
         )
 
     keys = jax.ShapeDtypeStruct((batch,), _key().dtype, sharding=NamedSharding(mesh, BATCH))

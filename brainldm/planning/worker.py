@@ -17,7 +17,7 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from brainldm.parallel.mesh import AXES, batch_parts, check_batch_size, make_mesh, without_space
+from brainldm.parallel.mesh import AXES, check_batch_size, data_only_mesh, make_mesh, num_batch_shards
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.hlo import read_traffic
 from brainldm.planning.programs import make_program
@@ -64,7 +64,7 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
     config = changed(config, job.get("changes", {}))
     mesh = make_mesh({axis: config.mesh[axis] for axis in AXES}, devices)
     name, platform = job["program"], devices[0].platform
-    flat = without_space(mesh) if config.stage == "diffusion" and name in ("train", "sample") else mesh
+    flat = data_only_mesh(mesh) if config.stage == "diffusion" and name in ("train", "sample") else mesh
     steps = config.accumulation_steps if name == "train" else 1
     if name == "train" and job.get("batch"):
         check_batch_size(job["batch"] // steps, flat)
@@ -72,7 +72,7 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
     answer: dict[str, Any] = {
         "program": name,
         "batch": program.batch,
-        "parts": batch_parts(flat),
+        "parts": num_batch_shards(flat),
         "mesh": {axis: flat.shape[axis] for axis in AXES},
         "devices": len(devices),
         "accumulation_steps": steps,

@@ -6,20 +6,13 @@ import contextlib
 import sys
 import time
 
+import rich.progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line for the person, on standard error: standard output is for results.
 
     A log that cannot be written, as on a full disk, ends nothing.
@@ -36,7 +29,7 @@ def duration(seconds: float) -> str:
     return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
-class Counter:
+class Progress:
     """Progress of `total` things, of which `start` were done before. Use as a context manager; call it with the
     number done so far and a short note."""
 
@@ -44,22 +37,22 @@ class Counter:
         self._what, self._total, self._start = what, total, start
         self._began = time.monotonic()
         self._last_line = self._began
-        self._bar: Progress | None = None
+        self._bar: bars.Progress | None = None
         if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+            self._bar = bars.Progress(
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TimeElapsedColumn(),
+                bars.TextColumn("left"),
+                bars.TimeRemainingColumn(),
+                bars.TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 transient=True,
             )
             self._task = self._bar.add_task(what, total=total, completed=start, note="")
 
-    def __enter__(self) -> Counter:
+    def __enter__(self) -> Progress:
         if self._bar:
             self._bar.start()
         return self
@@ -68,7 +61,7 @@ class Counter:
         if self._bar:
             self._bar.stop()
         if kind is None:
-            say(f"{self._what}: {self._total} done in {duration(time.monotonic() - self._began)}")
+            log(f"{self._what}: {self._total} done in {duration(time.monotonic() - self._began)}")
 
     def __call__(self, done: int, note: str = "") -> None:
         now = time.monotonic()
@@ -77,4 +70,4 @@ class Counter:
         elif now - self._last_line >= SECONDS_BETWEEN_LINES and self._start < done < self._total:
             self._last_line = now
             left = (now - self._began) / (done - self._start) * (self._total - done)
-            say(f"{self._what}: {done}/{self._total}, {duration(left)} left{', ' + note if note else ''}")
+            log(f"{self._what}: {done}/{self._total}, {duration(left)} left{', ' + note if note else ''}")

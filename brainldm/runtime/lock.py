@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from brainldm.runtime.console import say
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 
 LOCK = "brainldm.runtime.lock"
@@ -55,7 +55,7 @@ def _acquire(folder: Path) -> int:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 os.close(handle)
                 raise
-            say(f"{folder}: this file system has no locks. See to it yourself that just one run works in it.")
+            log(f"{folder}: this file system has no locks. See to it yourself that just one run works in it.")
         try:
             if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
                 return handle

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brainldm.runtime.console import say
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.heartbeats import Board, Note
 
@@ -127,7 +127,7 @@ def _explain(code: int, killed_for: Note | None, board: Board | None, trouble: s
     if note is not None:
         ended = "was killed, because it did not react" if killed_for else "ends"
         other = f"process {note.process} of {board.count} ({note.host}) has ended: "
-        say(f"brainldm: {who} {ended}: {'' if note.process == board.index else other}{note.reason}")
+        log(f"brainldm: {who} {ended}: {'' if note.process == board.index else other}{note.reason}")
         return note.code
     if -code == signal.SIGABRT and board is not None and board.index:
         reason = f"it was aborted ({how}): JAX lost its coordination service, which {board.describe(0)} runs. {_AGAIN}"
@@ -141,5 +141,5 @@ def _explain(code: int, killed_for: Note | None, board: Board | None, trouble: s
     code = 1 if -code in _CRASHES else Stopped.exit_code
     if board:
         board.leave(reason, code)
-    say(f"brainldm: {who} ends: {reason}")
+    log(f"brainldm: {who} ends: {reason}")
     return code

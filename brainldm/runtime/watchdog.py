@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from brainldm.runtime.console import duration, say
+from brainldm.runtime.console import duration, log
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, Board, Silence
 
@@ -153,7 +153,7 @@ class Watchdog:
         if self.board is not None:
             self.board.let_others_go_first()
         who = f"process {self.board.index} of {self.board.count} " if self.board and self.board.count > 1 else ""
-        say(f"brainldm: {who}ends: {' '.join(told)}")
+        log(f"brainldm: {who}ends: {' '.join(told)}")
         os._exit(code)
 
     def _behind(self) -> str:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from brainldm.parallel.distributed import from_primary, is_primary
-from brainldm.runtime.console import say
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError, first_line
 from brainldm.training import checkpoint_folder
 
@@ -67,7 +67,7 @@ class Checkpoints:
             checkpoint_folder.remove_unfinished(self._folder)
             for number in damaged:
                 kept = checkpoint_folder.set_aside(self._folder, number)
-                say(f"It is kept as {kept}; delete it when you do not need it.")
+                log(f"It is kept as {kept}; delete it when you do not need it.")
             self._losses = {number: self._loss_of(number) for number in checkpoint_folder.finished_steps(self._folder)}
         return step
 
@@ -120,7 +120,7 @@ class Checkpoints:
             try:
                 checkpoint_folder.remove(self._folder, old)
             except OSError as error:
-                say(f"{self._folder / str(old)}: cannot be deleted ({error.strerror}).")
+                log(f"{self._folder / str(old)}: cannot be deleted ({error.strerror}).")
 
     def wait(self) -> bool:
         """Wait for the save under way; whether it did well. Raises Stopped after ATTEMPTS failures in a row."""
@@ -147,7 +147,7 @@ class Checkpoints:
                 "the same command then goes on from the finished step."
             )
         if is_primary():
-            say(f"Warning: {self._report} Training goes on and tries again with the next checkpoint.")
+            log(f"Warning: {self._report} Training goes on and tries again with the next checkpoint.")
         return False
 
     def finish(self) -> None:
@@ -195,7 +195,7 @@ class Checkpoints:
         if self._pending is not None:
             self._thread.join()
             if self._error is not None:
-                say(f"Warning: step {self._pending} could not be saved ({first_line(self._error)}). {self._newest()}")
+                log(f"Warning: step {self._pending} could not be saved ({first_line(self._error)}). {self._newest()}")
                 if is_primary():
                     checkpoint_folder.remove_unfinished(self._folder)
             self._pending = self._thread = self._error = None
@@ -243,7 +243,7 @@ class Checkpoints:
         found = from_primary(search)
         for step, damage in damaged.items():
             then = f"falling back to step {found}, the one before that is whole"
-            say(f"{self._folder / str(step)} is damaged ({damage}) and is not used; {then}.")
+            log(f"{self._folder / str(step)} is damaged ({damage}) and is not used; {then}.")
         return found, list(damaged)
 
     def _newest(self) -> str:

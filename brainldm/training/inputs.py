@@ -17,7 +17,7 @@ from brainldm.data.latents import LatentCache
 from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
 from brainldm.datasets.bids import Excluded, Record, read_dataset
 from brainldm.datasets.splits import SPLITS, split_three
-from brainldm.runtime.console import Counter, say
+from brainldm.runtime.console import Counter, log
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import covariates_of
 from brainldm.volumes.grids import training_grid
@@ -36,10 +36,10 @@ def read_sides(
     covariates = covariates_of(config)
     records = read_dataset(config.data.path, covariates, config.data.max_excluded, need_images)
     if records.excluded:
-        say(f"{len(records.excluded)} scans are left out (excluded.tsv); the first: {records.excluded[0].reason}")
+        log(f"{len(records.excluded)} scans are left out (excluded.tsv); the first: {records.excluded[0].reason}")
     outside = [f"{r.name}: {', '.join(o)}" for r in records if (o := covariates.outside(r.covariates))]
     if outside:
-        say(
+        log(
             f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their codes "
             f"leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
         )
@@ -68,7 +68,7 @@ def volume_sources(config: ml_collections.ConfigDict, sides: dict[str, list[Reco
         sources.append(VolumeSource(records, conditions, grid, data.scaling, share, data.cache_dir))
     unpacked = sum(source.unpacks_in_every_epoch for source in sources)
     if unpacked:
-        say(
+        log(
             f"{unpacked} of {total} scans are compressed (.nii.gz) and do not fit into config.data.cache_gib="
             f"{data.cache_gib:g}: they are unpacked whenever they are drawn, some tenths of a second each at 1 mm. "
             "`brainldm prepare` writes volumes that need no unpacking; or name a folder for unpacked copies by "

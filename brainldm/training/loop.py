@@ -15,7 +15,7 @@ import numpy as np
 from brainldm.data.pipeline import iterate
 from brainldm.datasets.bids import write_excluded
 from brainldm.parallel.distributed import Processes, is_primary
-from brainldm.parallel.mesh import AXES, check_batch_size, make_mesh, shard_batch, without_space
+from brainldm.parallel.mesh import AXES, check_batch_size, data_only_mesh, make_mesh, shard_batch
 from brainldm.parallel.sharding import rules_of
 from brainldm.parallel.stop_vote import StopVote, in_turn
 from brainldm.runtime.console import Counter
@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> None:
     rules_of(config.mesh.rules)
     # Only the autoencoder splits volumes.
     check_batch_size(
-        config.batch_size // config.accumulation_steps, mesh if config.stage == "autoencoder" else without_space(mesh)
+        config.batch_size // config.accumulation_steps, mesh if config.stage == "autoencoder" else data_only_mesh(mesh)
     )
     try:
         with (

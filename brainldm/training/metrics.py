@@ -16,7 +16,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from brainldm.runtime.console import say
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
 
@@ -139,7 +139,7 @@ class MetricWriter:
     def _warn(self, what: str, error: OSError, then: str = "They are left out") -> None:
         if what not in self._warned:
             self._warned.add(what)
-            say(f"Warning: {self._workdir}: {what} cannot be written ({error.strerror}). {then}; training goes on.")
+            log(f"Warning: {self._workdir}: {what} cannot be written ({error.strerror}). {then}; training goes on.")
 
 
 def _step_of(line: str) -> float:

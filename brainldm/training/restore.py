@@ -15,8 +15,8 @@ from brainldm.parallel.mesh import replicated
 from brainldm.parallel.sharding import rules_of, state_shardings
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
-from brainldm.training import autoencoder as stage_one
-from brainldm.training import diffusion as stage_two
+from brainldm.training import autoencoder as autoencoder_step
+from brainldm.training import diffusion as diffusion_step
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import covariates_of, running_config, validate
 from brainldm.volumes.grids import training_grid
@@ -99,13 +99,13 @@ def restore_state(
 def _abstract_state(config: ml_collections.ConfigDict, workdir: str | Path) -> Any:
     key = jax.random.key(config.seed)
     if config.stage == "autoencoder":
-        init, _, _ = stage_one.build(config, None)
+        init, _, _ = autoencoder_step.build(config, None)
         image = jax.ShapeDtypeStruct((1, *training_grid(config.data.spacing_mm).shape, 1), jnp.float32)
         return jax.eval_shape(init, key, image)
     facts = read_json(Path(workdir) / "run.json")
     shape, width = facts["latent_shape"], covariates_of(config).width
-    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], width))
-    init, _, _ = stage_two.build(config, unet)
+    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, shape[-1], width))
+    init, _, _ = diffusion_step.build(config, unet)
     batch = {
         "latent": jax.ShapeDtypeStruct((1, *shape), jnp.float32),
         "condition": jax.ShapeDtypeStruct((1, width), jnp.float32),

@@ -16,26 +16,26 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from brainldm.data.latents import CachedLatents, DrawnLatents
+from brainldm.data.latents import CachedLatents, SampledLatents
 from brainldm.data.pipeline import LatentSource, batches
 from brainldm.datasets.bids import Excluded, Record
 from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.parallel.mesh import (
-    batch_parts,
-    batch_share,
+    batch_constraint,
     check_volume,
-    constrainer,
-    on_host,
+    data_only_mesh,
+    fetch_to_host,
+    num_batch_shards,
+    process_shard,
     replicated,
     shard_batch,
-    without_space,
 )
 from brainldm.parallel.sharding import make_placement, rules_of
 from brainldm.reports.mosaics import mosaic
 from brainldm.runtime.errors import UserError
-from brainldm.training import autoencoder as stage_one
-from brainldm.training import diffusion as stage_two
+from brainldm.training import autoencoder as autoencoder_step
+from brainldm.training import diffusion as diffusion_step
 from brainldm.training.config import covariates_of
 from brainldm.training.inputs import (
     augment_elements,
@@ -87,13 +87,13 @@ def make_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str | Pat
 
 
 def _encoding_batch(shape: tuple[int, ...], mesh: Mesh) -> int:
-    parts = batch_parts(mesh)
+    parts = num_batch_shards(mesh)
     return parts * int(np.clip(VOXELS_PER_DEVICE * (mesh.size // parts) // np.prod(shape), 1, 8))
 
 
 def _at_least(count: int, mesh: Mesh) -> int:
     """The smallest batch of `count` rows or more that can be split over a mesh."""
-    return -(-count // batch_parts(mesh)) * batch_parts(mesh)
+    return -(-count // num_batch_shards(mesh)) * num_batch_shards(mesh)
 
 
 def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
@@ -106,8 +106,8 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     perceptual, frozen = make_perceptual(
         config.loss.perceptual, tuple(config.loss.perceptual_files), config.loss.perceptual_ratio
     )
-    init, train_step, reconstruct = stage_one.build(config, perceptual, place)
-    size, share = _encoding_batch(shape, mesh), batch_share(mesh)
+    init, train_step, reconstruct = autoencoder_step.build(config, perceptual, place)
+    size, share = _encoding_batch(shape, mesh), process_shard(mesh)
     threads = config.data.threads
 
     @partial(jax.jit, out_shardings=replicated(mesh))
@@ -115,7 +115,7 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
         reconstruction, mu, sigma = reconstruct(params, image)
         axes = tuple(range(1, image.ndim))
         clipped = jnp.clip(reconstruction, 0, 1)
-        kl = jax.vmap(lambda m, s: stage_one.kl_divergence(m[None], s[None]))(mu, sigma)
+        kl = jax.vmap(lambda m, s: autoencoder_step.kl_divergence(m[None], s[None]))(mu, sigma)
         return {
             "l1": jnp.mean(jnp.abs(reconstruction - image), axes),
             "mse": jnp.mean(jnp.square(clipped - image), axes),
@@ -186,7 +186,7 @@ def encoder(autoencoder: AutoencoderKL, params: Any, mesh: Mesh) -> Callable[[np
 
     With several processes each gives its own rows of the images and gets all rows of the result.
     """
-    constrain = constrainer(mesh)
+    constrain = batch_constraint(mesh)
 
     @partial(jax.jit, out_shardings=replicated(mesh))
     def function(params, image):
@@ -198,7 +198,7 @@ def encoder(autoencoder: AutoencoderKL, params: Any, mesh: Mesh) -> Callable[[np
 
 def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str | Path) -> Stage:
     """Stage two. What of the dataset the latent cache lacks is encoded with the frozen autoencoder first."""
-    flat = without_space(mesh)  # where the denoising network lies; the autoencoder's mesh may split volumes
+    flat = data_only_mesh(mesh)  # where the denoising network lies; the autoencoder's mesh may split volumes
     place = make_placement(flat, rules_of(config.mesh.rules), config.mesh.min_size)
     arguments, spacing, frozen_params = load_autoencoder(config.autoencoder, mesh, config)
     if spacing != config.data.spacing_mm:
@@ -212,14 +212,14 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
     encode = encoder(autoencoder, frozen_params, mesh)
     image = jax.ShapeDtypeStruct((1, *training_grid(spacing).shape, 1), jnp.float32)
     abstract = jax.eval_shape(lambda p, x: autoencoder.apply({"params": p}, x, method="encode"), frozen_params, image)
-    shape, autoencoder_sha256 = abstract[0].shape[1:], params_sha256(on_host(frozen_params))
+    shape, autoencoder_sha256 = abstract[0].shape[1:], params_sha256(fetch_to_host(frozen_params))
     cache = latent_cache(
         config,
         workdir,
         sides,
         encode,
         batch_size=_encoding_batch(training_grid(spacing).shape, mesh),
-        share=batch_share(mesh),
+        share=process_shard(mesh),
         autoencoder={"autoencoder_sha256": autoencoder_sha256, "dtype": str(arguments["dtype"])},
         latent_shape=shape,
     )
@@ -227,22 +227,22 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
     conditions = {side: conditions_of(config, records) for side, records in sides.items()}
     validation = LatentSource(CachedLatents(cache, names["validation"]), conditions["validation"])
     if cache.variants > 1 or config.latents.sample:
-        train = DrawnLatents(cache, names["train"], conditions["train"], config.latents.sample)
+        train = SampledLatents(cache, names["train"], conditions["train"], config.latents.sample)
     else:
         train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
     scale = config.latent_scale or 1.0 / cache.std(names["train"])
-    unet = stage_two.make_unet(stage_two.unet_arguments(config.model, shape[-1], covariates_of(config).width))
-    init, train_step, loss = stage_two.build(config, unet, place)
+    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, shape[-1], covariates_of(config).width))
+    init, train_step, loss = diffusion_step.build(config, unet, place)
     loss = jax.jit(loss, out_shardings=replicated(flat))
-    schedule = stage_two.schedule_of(config)
-    size, share = batch_parts(flat) * max(1, min(8, len(validation))), batch_share(flat)
+    schedule = diffusion_step.schedule_of(config)
+    size, share = num_batch_shards(flat) * max(1, min(8, len(validation))), process_shard(flat)
     sampling = config.sampling
     # guidance 1 is the plain conditional model: leave the unconditional half out
     guidance = None if sampling.guidance == 1.0 else sampling.guidance
 
     def decode(frozen_params, latents, latent_scale):
         frozen_params = jax.lax.with_sharding_constraint(frozen_params, replicated(mesh))
-        parts, constrain = batch_parts(mesh), constrainer(mesh)
+        parts, constrain = num_batch_shards(mesh), batch_constraint(mesh)
         return decode_latents(autoencoder, frozen_params, latents, latent_scale, at_once=parts, place=constrain)
 
     @partial(jax.jit, out_shardings=replicated(mesh))
@@ -301,7 +301,7 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
             train,
             batch_size=config.batch_size,
             seed=config.seed,
-            transform=train.draw if isinstance(train, DrawnLatents) else None,
+            transform=train.draw if isinstance(train, SampledLatents) else None,
             process_index=share[0],
             process_count=share[1],
         ),

@@ -17,7 +17,7 @@ from clu import parameter_overview
 from brainldm import __version__
 from brainldm.data.latents import INDEX
 from brainldm.parallel.distributed import is_primary
-from brainldm.runtime.console import say
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, require_new_folder, write_json
 from brainldm.runtime.lock import LOCK, locked
@@ -87,7 +87,7 @@ def check_checkpoint(saved: dict[str, Any], now: dict[str, Any], place: Path) ->
     before, here = saved["machine"], now["machine"]
     changes = [f"{name} {before.get(name)} then, {here[name]} now" for name in here if before.get(name) != here[name]]
     if changes and is_primary():
-        say(
+        log(
             f"{place} was written on another machine ({'; '.join(changes)}). The run goes on from it, but sums are "
             "taken in another order, so from here on its figures are close to those of an undisturbed run, not equal "
             "bit for bit."
@@ -148,7 +148,7 @@ def announce(config: ml_collections.ConfigDict, workdir: Path, stage: Stage, sta
             **stage.facts,
         },
     )
-    say(
+    log(
         f"{config.stage}: {parameters:,} parameters, {stage.facts['scans_training']} scans to train on and "
         f"{stage.facts['scans_validation']} held out, {jax.device_count()} x {device.device_kind}, "
         + (f"going on from step {start}" if start else "from scratch")

@@ -37,7 +37,7 @@ converted hold for this folder and for images drawn with it.
 
 
 @dataclasses.dataclass(frozen=True)
-class Unstated:
+class ConversionOptions:
     """What state dicts do not say of a model. The defaults are those of the released brain LDM."""
 
     spacing_mm: float = 1
@@ -57,7 +57,7 @@ class Unstated:
     )
 
 
-def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, unstated: Unstated) -> str:
+def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, unstated: ConversionOptions) -> str:
     """Write a model folder from two state dicts (.pt or .pth, old or new key names) and return its hash.
 
     Raises UserError when they cannot be read, do not fit each other, or `folder` holds something.

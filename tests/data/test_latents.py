@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from brainldm.data.latents import CachedLatents, DrawnLatents, LatentCache, image_mark, variant_rng
+from brainldm.data.latents import CachedLatents, LatentCache, SampledLatents, image_mark, variant_rng
 from brainldm.data.pipeline import LatentSource, batches
 from brainldm.datasets.bids import Record
 from brainldm.runtime.errors import UserError
@@ -221,7 +221,7 @@ def test_draws_take_every_variant_and_follow_seed_and_place(tmp_path):
     scans = records(tmp_path, 5)
     cache = encode(tmp_path / "cache", scans, identity=VARIED)
     names = [scan.name for scan in scans]
-    source = DrawnLatents(cache, names, np.zeros((5, 2)), sample=False)
+    source = SampledLatents(cache, names, np.zeros((5, 2)), sample=False)
     dataset = batches(source, batch_size=5, seed=3, transform=source.draw)
     known = {cache.read(name, v).tobytes(): (i, v) for i, name in enumerate(names) for v in range(3)}
     seen = set()
@@ -239,7 +239,7 @@ def test_draws_take_every_variant_and_follow_seed_and_place(tmp_path):
 def test_samples_have_the_mean_and_deviation_of_the_posterior(tmp_path):
     scans = records(tmp_path, 6)
     cache = encode(tmp_path / "cache", scans)
-    source = DrawnLatents(cache, ["sub-005"], np.zeros((1, 2)), sample=True)
+    source = SampledLatents(cache, ["sub-005"], np.zeros((1, 2)), sample=True)
     dataset = batches(source, batch_size=1, seed=3, transform=source.draw)
     drawn = np.stack([dataset[k]["latent"] for k in range(300)])
     assert drawn.mean() == pytest.approx(5, abs=0.03) and drawn.std() == pytest.approx(0.5, rel=0.05)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from brainldm import cli
-from brainldm.parallel.mesh import make_mesh, on_host, replicated, shard_batch
+from brainldm.parallel.mesh import fetch_to_host, make_mesh, replicated, shard_batch
 from brainldm.parallel.sharding import make_placement, rules_of, state_shardings
-from brainldm.training import autoencoder as stage_one
+from brainldm.training import autoencoder as steps
 from brainldm.training import config as configs
 
 MIN_SIZE = 64
@@ -36,7 +36,7 @@ def autoencoder_step(mesh, rules):
         config.model.num_res_blocks, config.model.norm_num_groups, config.model.dtype = 1, 2, "float32"
         config.discriminator.channels, config.discriminator.num_layers = 4, 2
         config.loss.perceptual, config.loss.adversarial_start = "discriminator", 0
-    init, step, _ = stage_one.build(config, None, make_placement(mesh, rules_of(rules), MIN_SIZE))
+    init, step, _ = steps.build(config, None, make_placement(mesh, rules_of(rules), MIN_SIZE))
     return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *VOLUME, 1))), step
 
 
@@ -79,7 +79,7 @@ def run(mesh, rules, batch):
         "kernels": sorted({",".join(map(str, leaf.shape)) for name, leaf in by_path(shapes) if "kernel" in name}),
         "parts": {name: leaf.size // leaf.addressable_shards[0].data.size for name, leaf in leaves},
         "bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }, (jax.device_get(metrics), {name: leaf for name, leaf in by_path(on_host(state)) if "/mu/" in name})
+    }, (jax.device_get(metrics), {name: leaf for name, leaf in by_path(fetch_to_host(state)) if "/mu/" in name})
 
 
 def difference(one, two):

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from crew import FAKE, Crew
+from process_group import FAKE, ProcessGroup
 
 from brainldm.training.metrics import read_metrics
 
@@ -39,8 +39,8 @@ def start(config, tmp_path):
     """Start processes that train a network of one number, and wait for a step."""
     running = []
 
-    def start(count: int, *flags: str, step: int = 25, **more) -> Crew:
-        crew = Crew(config, tmp_path / "run", count, *flags, program=FAKE, **more)
+    def start(count: int, *flags: str, step: int = 25, **more) -> ProcessGroup:
+        crew = ProcessGroup(config, tmp_path / "run", count, *flags, program=FAKE, **more)
         running.append(crew)
         if step:
             crew.wait_for_step(step)
@@ -51,7 +51,7 @@ def start(config, tmp_path):
         crew.__exit__(None, None, None)
 
 
-def saved_steps(crew: Crew) -> list[int]:
+def saved_steps(crew: ProcessGroup) -> list[int]:
     return sorted(int(path.name) for path in (crew.workdir / "checkpoints").iterdir() if path.name.isdecimal())
 
 
@@ -147,7 +147,7 @@ def test_a_launcher_says_which_process_this_is(start):
 
 
 def test_nothing_that_says_which_process_this_is(config, tmp_path):
-    with Crew(config, tmp_path / "run", 1, "--distributed", program=FAKE) as crew:
+    with ProcessGroup(config, tmp_path / "run", 1, "--distributed", program=FAKE) as crew:
         assert crew.wait(120) == [2]
         assert "give --coordinator HOST:PORT --num-processes N --process-id I" in crew.log(0)
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crew import Crew, make_world
+from process_group import ProcessGroup, make_dataset
 
 from brainldm.training.metrics import read_metrics
 
@@ -18,11 +18,11 @@ TOLERANCE = 1e-5  # relative: sums are taken in another order
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """The config file of a small dataset and network."""
-    return make_world(tmp_path_factory.mktemp("world"))
+    return make_dataset(tmp_path_factory.mktemp("world"))
 
 
 def train(config: Path, workdir: Path, count: int, steps: int) -> Path:
-    with Crew(config, workdir, count, f"--config.num_steps={steps}") as crew:
+    with ProcessGroup(config, workdir, count, f"--config.num_steps={steps}") as crew:
         assert crew.wait(900) == [0] * count, crew.log(0)
         for index in range(1, count):
             assert "to train on and" not in crew.log(index)  # process 0 alone says what goes on
@@ -67,7 +67,7 @@ def test_a_run_of_four_goes_on_with_fewer(world, alone, four, tmp_path, count):
 
 def test_processes_share_out_the_encoding(world, alone, four, tmp_path):
     """Two processes that encode the scans themselves train on the same latents."""
-    with Crew(world, tmp_path / "run", 2, "--config.num_steps=3", "--config.latents.path=") as crew:
+    with ProcessGroup(world, tmp_path / "run", 2, "--config.num_steps=3", "--config.latents.path=") as crew:
         assert crew.wait(900) == [0, 0], crew.log(0)
     losses = read_metrics(tmp_path / "run", "train")["loss"]
     np.testing.assert_allclose(losses, read_metrics(alone, "train")["loss"][:3], rtol=TOLERANCE)

@@ -70,12 +70,12 @@ def laid_out(processes, fsdp=1):
 )
 def test_each_process_reads_the_rows_that_its_devices_hold(processes, fsdp, shares):
     mesh = laid_out(processes, fsdp)
-    assert [meshes.batch_share(mesh, p) for p in range(len(shares))] == shares
+    assert [meshes.process_shard(mesh, p) for p in range(len(shares))] == shares
 
 
 def test_rows_of_a_process_that_do_not_follow_each_other_are_refused():
     with pytest.raises(UserError, match="config.mesh.fsdp is 3, and each process has 2 devices.* 2 would work"):
-        meshes.batch_share(laid_out([[0], [1], [2], [0], [1], [2]], 3), 0)
+        meshes.process_shard(laid_out([[0], [1], [2], [0], [1], [2]], 3), 0)
 
 
 SHAPES = {
@@ -176,5 +176,5 @@ def test_axes_follow_the_links_of_a_tpu_slice(space):
             assert min(len(x), len(y)) == 1
     parts = devices.shape[0]
     mesh = SimpleNamespace(devices=devices, shape=dict(zip(meshes.AXES, devices.shape, strict=True)), size=devices.size)
-    shares = [meshes.batch_share(mesh, process) for process in range(64)]
+    shares = [meshes.process_shard(mesh, process) for process in range(64)]
     assert {share for share, _ in shares} == set(range(shares[0][1])) and parts % shares[0][1] == 0

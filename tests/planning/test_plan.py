@@ -1,4 +1,4 @@
-"""Planning: what is read from compiled programs, and the verb on virtual devices and, with libtpu, a TPU topology."""
+"""Planning: what is read from compiled programs, and the command on virtual devices and, with libtpu, a TPU topology."""
 
 import dataclasses
 import importlib.util
@@ -18,8 +18,8 @@ from brainldm.planning.plan import candidates, judge, largest_rows, make_plan
 from brainldm.planning.report import report
 from brainldm.planning.worker import too_large
 from brainldm.runtime.errors import UserError
-from brainldm.train import parse
 from brainldm.training.config import autoencoder_config
+from brainldm.training.flags import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_planned_is_a_mistake_of_the_user(arguments, wanted, caps
     assert wanted in capsys.readouterr().err
 
 
-def test_flags_of_no_config_are_refused_by_other_verbs(capsys):
+def test_flags_of_no_config_are_refused_by_other_commands(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["export", "a", "b", "c", "--config.seed=1"])
     assert exit_.value.code == 2 and "unrecognized arguments: --config.seed=1" in capsys.readouterr().err

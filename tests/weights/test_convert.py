@@ -10,11 +10,11 @@ from brainldm.diffusion.samplers import ddim_step
 from brainldm.diffusion.schedule import make_schedule
 from brainldm.generation.dataset import Settings, generate
 from brainldm.runtime.errors import UserError
-from brainldm.weights.convert import Unstated, from_monai, parse_head_channels, to_monai
+from brainldm.weights.convert import ConversionOptions, from_monai, parse_head_channels, to_monai
 from brainldm.weights.model_folder import load_model
 from brainldm.weights.torch_file import read_torch_state_dict
 
-GOLDEN = Unstated(num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8)
+GOLDEN = ConversionOptions(num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8)
 
 
 def relative_error(value, expected):
@@ -83,7 +83,9 @@ def test_networks_that_do_not_fit_each_other_are_refused(shared, tmp_path):
             golden / "autoencoder.pt",
             golden / "unet.pt",
             tmp_path / "a",
-            Unstated(spacing_mm=4, num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8),
+            ConversionOptions(
+                spacing_mm=4, num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8
+            ),
         )
     with pytest.raises(UserError):
         from_monai(golden / "unet.pt", golden / "unet.pt", tmp_path / "b", GOLDEN)

@@ -48,7 +48,7 @@ def get_config(arg=""):
 """
 
 
-def make_world(folder: Path, people: int = 10) -> Path:
+def make_dataset(folder: Path, people: int = 10) -> Path:
     """A dataset, an autoencoder that was never trained, and the config file that uses both, whose path is returned."""
     data, model, latents = folder / "data", folder / "model", folder / "latents"
     write_population(data, people, 4, seed=1)
@@ -84,7 +84,7 @@ FAKE = (str(Path(__file__).with_name("fake_training.py")),)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Crew:
+class ProcessGroup:
     """`count` processes of one training run, with one CPU device each. `program` is what Python runs, REAL or FAKE.
 
     They are told who they are by flags, or with `slurm` by the variables of that launcher.
@@ -125,7 +125,7 @@ class Crew:
                     )
                 )
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(self, kind, error, trace) -> None:

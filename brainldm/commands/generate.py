@@ -1,0 +1,82 @@
+"""The command `generate`: a dataset of synthetic brains."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from brainldm.runtime.errors import UserError
+
+# Flags of `generate` that name one condition each, with the column they fill.
+_CONDITION_FLAGS = {"age": "age", "sex": "sex", "ventricles-ml": "ventricles_ml", "brain-ml": "brain_ml"}
+
+
+def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add this command; `add_command(name, run, help, example)` makes its parser."""
+    parser = add_command(
+        "generate",
+        run,
+        "draw brains with a model and write them as a BIDS dataset",
+        "brainldm generate ./model ./synthetic --n 8 --age 60:75 --sex F --ventricles-ml 40",
+    )
+    parser.add_argument("model", metavar="MODEL", help="model folder")
+    parser.add_argument("out", metavar="OUT", help="folder to make")
+    parser.add_argument("--n", type=int, help="how many brains (default 1; with --participants, its rows)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions")
+    for flag in _CONDITION_FLAGS:
+        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help="drawn from the model's range if left out")
+    parser.add_argument(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE|LOW:HIGH",
+        help="any other condition of the model, by its name; can be given several times",
+    )
+    parser.add_argument("--extrapolate", action="store_true", help="allow conditions outside the model's range")
+    parser.add_argument("--steps", type=int, help="DDIM steps (default: the model's)")
+    parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
+    parser.add_argument("--batch-size", type=int, default=4, help="brains drawn at once (default 4)")
+
+
+def run(options: argparse.Namespace) -> None:
+    from brainldm.generation.dataset import Settings, draw_conditions, generate, read_conditions
+    from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.weights.model_folder import load_model
+
+    refuse_silent_cpu()
+    named = {
+        column: value
+        for flag, column in _CONDITION_FLAGS.items()
+        if (value := getattr(options, flag.replace("-", "_"))) is not None
+    }
+    for text in options.condition:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in named:
+            why = "is given twice" if equals and name in named else "is no NAME=VALUE or NAME=LOW:HIGH"
+            raise UserError(f"--condition {text}: {why}. Example: --condition age=60:75.")
+        named[name] = value
+    if options.participants and named:
+        raise UserError("--participants and single conditions exclude each other. Put the conditions into the table.")
+    if options.n is not None and options.n < 1 or options.batch_size < 1 or (options.steps or 1) < 1:
+        raise UserError("--n, --steps and --batch-size must be at least 1.")
+    model = load_model(options.model)
+    if options.participants:
+        rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
+    else:
+        rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
+    defaults = model.spec.sampling
+    generate(
+        model,
+        options.out,
+        rows,
+        Settings(
+            seed=options.seed,
+            num_steps=options.steps or defaults["num_steps"],
+            eta=defaults["eta"] if options.eta is None else options.eta,
+            guidance=defaults["guidance"] if options.guidance is None else options.guidance,
+            batch_size=min(options.batch_size, len(rows)),
+            extrapolate=options.extrapolate,
+        ),
+    )
