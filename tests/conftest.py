@@ -1,19 +1,25 @@
 """Fixtures shared by all tests."""
 
-import atexit
+import hashlib
+import importlib.metadata
 import os
-import shutil
 import signal
-import tempfile
 from pathlib import Path
 
 import pytest
 
+
+def _compiled_folder() -> Path:
+    """Where compiled programs live between runs: of one release of jaxlib, and of one kind of processor."""
+    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))]
+    processor = hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "brainldm-tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{processor}"
+
+
 # Many tests, and the processes that they start, compile the same programs: each is compiled once. Set before jax comes.
-_COMPILED = tempfile.mkdtemp(prefix="brainldm_compiled_")
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compiled_folder()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
