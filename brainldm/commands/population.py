@@ -24,9 +24,9 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from brainldm.population.population import write_population
-    from brainldm.runtime.console import Counter
+    from brainldm.runtime.console import Progress
 
-    with Counter("population", options.n) as progress:
+    with Progress("population", options.n) as progress:
         write_population(
             options.out,
             options.n,

@@ -58,13 +58,13 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> None:
     from brainldm.preparation.run import parse_shard, prepare
     from brainldm.preparation.scan import Options
-    from brainldm.runtime.console import Counter, log
+    from brainldm.runtime.console import Progress, log
 
-    counter: list[Counter] = []
+    counter: list[Progress] = []
 
     def progress(done: int, total: int, excluded: int) -> None:
         if not counter:
-            counter.append(bars.enter_context(Counter("prepare", total, done)))
+            counter.append(bars.enter_context(Progress("prepare", total, done)))
         counter[0](done, f"{excluded} excluded" if excluded else "")
 
     names = [field.name for field in dataclasses.fields(Options)]

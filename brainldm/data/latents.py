@@ -26,7 +26,7 @@ import numpy as np
 
 from brainldm.data.pipeline import read_ahead
 from brainldm.datasets.bids import Record
-from brainldm.runtime.console import Counter, log
+from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_atomically, write_json
 
@@ -69,7 +69,7 @@ class LatentCache:
         if (self.folder / INDEX).exists():
             self._check_identity(read_json(self.folder / INDEX))
             paths = sorted(path for path in self.folder.glob("*.json") if path.name != INDEX)
-            with Counter("checking the latent cache", len(paths)) as progress:
+            with Progress("checking the latent cache", len(paths)) as progress:
                 for done, _ in enumerate(read_ahead(self._take_in, paths, threads, 2 * threads), 1):
                     progress(done)
         if self._damaged:
@@ -204,7 +204,7 @@ class LatentCache:
         chosen = [items[min(start + row, len(items) - 1)] for start in starts for row in own]
         rows: dict[str, list[np.ndarray]] = {kind: [] for kind in _KINDS}
         done, written, images = 0, 0, read_ahead(image, chosen, threads, max(2 * threads, len(own)))
-        with Counter("encoding", len(items)) as progress:
+        with Progress("encoding", len(items)) as progress:
             for start in starts:
                 real = min(batch_size, len(items) - start)
                 batch = np.stack([next(images) for _ in own])[..., None]

@@ -17,7 +17,7 @@ from brainldm.data.latents import LatentCache
 from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
 from brainldm.datasets.bids import Excluded, Record, read_dataset
 from brainldm.datasets.splits import SPLITS, split_three
-from brainldm.runtime.console import Counter, log
+from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import covariates_of
 from brainldm.volumes.grids import training_grid
@@ -76,7 +76,7 @@ def volume_sources(config: ml_collections.ConfigDict, sides: dict[str, list[Reco
         )
     for what, source in zip(("reading scans to train on", "reading held-out scans"), sources, strict=True):
         if source.fits:
-            with Counter(what, len(source)) as progress:
+            with Progress(what, len(source)) as progress:
                 source.preload(data.threads, progress)
     return sources
 

@@ -18,7 +18,7 @@ from brainldm.parallel.distributed import Processes, is_primary
 from brainldm.parallel.mesh import AXES, check_batch_size, data_only_mesh, make_mesh, shard_batch
 from brainldm.parallel.sharding import rules_of
 from brainldm.parallel.stop_vote import StopVote, in_turn
-from brainldm.runtime.console import Counter
+from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.files import write_json
 from brainldm.runtime.signals import StopRequest, stop_at_once
@@ -111,7 +111,7 @@ def _loop(
             writer.write_speed(step, speed.samples_per_second())
             writer.optional(lambda: plot_progress(workdir))
 
-    counting = Counter(f"training the {config.stage}", config.num_steps, start) if primary else _no_counter()
+    counting = Progress(f"training the {config.stage}", config.num_steps, start) if primary else _no_counter()
     try:
         with StopRequest() as request, counting as counter:
             vote = StopVote(stage.mesh, request)
