@@ -1,4 +1,4 @@
-"""Planning: what is read from compiled programs, and the command on virtual devices and, with libtpu, a TPU topology."""
+"""Planning: what is read from compiled programs, and the command on virtual devices and a TPU topology (libtpu)."""
 
 import dataclasses
 import importlib.util
