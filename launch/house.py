@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parents[1] / "brainldm"
+
 ROOMS = (
     ("__main__", "train", "cli"),
     ("commands",),
@@ -40,7 +42,7 @@ LARGEST_SHARE = 1 / 6
 LONGEST_FILE = 400
 
 
-def main(package: Path = Path(__file__).resolve().parents[1] / "brainldm") -> int:
+def main(package: Path = PACKAGE) -> int:
     """Print the table of the rooms of a package folder and return the exit code."""
     lines, imports = _read(package)
     floor = {room: number for number, names in enumerate(ROOMS) for room in names}
