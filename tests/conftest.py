@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -42,6 +43,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside this checkout: comparisons with reference numbers and real scans not run")
     return folder
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """Random moments and places; BRAINLDM_TEST_SEED repeats those of a failed test, which shows its seed."""
+    seed = int(os.environ.get("BRAINLDM_TEST_SEED", "2209"))
+    print(f"BRAINLDM_TEST_SEED={seed}")
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="session")
