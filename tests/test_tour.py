@@ -10,11 +10,8 @@ import pytest
 @pytest.mark.slow
 def test_the_tour_runs_as_it_stands(repository, tmp_path):
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", (repository / "docs/tour.md").read_text(), re.M | re.S))
-    guarded = 'if __name__ == "__main__":\n' + "".join(f"    {line}\n" for line in code.splitlines())
-    (tmp_path / "tour.py").write_text(guarded)  # the population is made by processes that import this file
-    done = subprocess.run(
-        [sys.executable, "tour.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
+    (tmp_path / "tour.py").write_text(code)
+    done = subprocess.run([sys.executable, "tour.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "sub-0001" in done.stdout and "(3, 40, 56, 40)" in done.stdout
     assert (tmp_path / "tour/report/report.html").is_file()
