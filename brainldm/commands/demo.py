@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brainldm.runtime.console import Progress, duration, log
+from brainldm.runtime.console import Progress, log
 from brainldm.runtime.files import require_new_folder
+from brainldm.runtime.format import format_duration
 
 SPACING_MM = 4
 SEED = 2022
@@ -55,7 +56,7 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     began = time.monotonic()
 
     def step(number: int, what: str) -> None:
-        log(f"\n[{number}/5] {what} ({duration(time.monotonic() - began)} so far)")
+        log(f"\n[{number}/5] {what} ({format_duration(time.monotonic() - began)} so far)")
 
     step(1, "Making the embedded population (a stand-in: deformed templates, not people)")
     for name, people, seed in (("population", size.people, SEED), ("held_out", size.brains, SEED + 1)):
@@ -113,7 +114,7 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     figures = evaluate(
         out / "synthetic", out / "held_out", out / "report", **illustrate(out / "model", out / "held_out")
     )
-    log(f"\nDone in {duration(time.monotonic() - began)}.")
+    log(f"\nDone in {format_duration(time.monotonic() - began)}.")
     return figures
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from brainldm.runtime.format import format_bytes, format_shape
 from brainldm.volumes.grids import Grid
 
 HEADER_BYTES = 352
@@ -51,10 +52,10 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: 
     """The stages in their order, for `scans` scans trained on `grid`."""
     plan = plan or Plan()
     voxels = math.prod(grid.shape)
-    size = "x".join(map(str, grid.shape))
+    size = format_shape(grid.shape)
     latent_shape = [math.ceil(side / plan.downsampling) for side in grid.shape]
     latent = math.prod(latent_shape) * plan.latent_channels
-    latent_text = "x".join(map(str, (*latent_shape, plan.latent_channels)))
+    latent_text = format_shape((*latent_shape, plan.latent_channels))
     volume = 2 * voxels + HEADER_BYTES
     # In whole volumes, as the pipeline keeps them.
     kept = min(scans, int(plan.cache_gib * 2**30 / (4 * voxels))) * 4 * voxels
@@ -75,7 +76,7 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: 
             0,
             kept + plan.batch_size * 4 * voxels,
             f"memory: the volumes kept in float32 (config.data.cache_gib {plan.cache_gib:g}) and a batch of "
-            f"{plan.batch_size}; the {readable_bytes(scans * volume)} of prepared volumes are read fastest while they "
+            f"{plan.batch_size}; the {format_bytes(scans * volume)} of prepared volumes are read fastest while they "
             "fit into free memory",
         ),
         Cost(
@@ -88,7 +89,7 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: 
             "diffusion training",
             0,
             plan.batch_size * latent * 4,
-            f"memory: a batch of {plan.batch_size}; the {readable_bytes(latents / 2)} of means are read fastest while "
+            f"memory: a batch of {plan.batch_size}; the {format_bytes(latents / 2)} of means are read fastest while "
             "they fit into free memory. No volume is read",
         ),
         Cost(
@@ -98,12 +99,3 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: 
             f"disk: at most, before gzip. Memory: {plan.generate_batch} brains at once in float32",
         ),
     ]
-
-
-def readable_bytes(size: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

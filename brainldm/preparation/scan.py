@@ -15,6 +15,7 @@ import brainldm
 from brainldm.preparation import registration
 from brainldm.preparation.stripping import check_command, strip_by_command
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import round_significant
 from brainldm.volumes.geometry import background_value, shrink
 from brainldm.volumes.grids import Grid, training_grid
 from brainldm.volumes.nifti import Volume, read_volume
@@ -218,7 +219,7 @@ def _above_zero(scan: Volume, stripped: bool, facts: dict[str, Any]) -> Volume:
     else:
         low = float(np.percentile(data, LOW_PERCENTILE))
         data = np.maximum(data - low, 0)
-    facts["IntensityScaling"] = {"Low": _number(low), "LowPercentile": LOW_PERCENTILE}
+    facts["IntensityScaling"] = {"Low": round_significant(low), "LowPercentile": LOW_PERCENTILE}
     return Volume(data.astype(np.float32), scan.affine)
 
 
@@ -268,7 +269,7 @@ def _scale(image: np.ndarray, options: Options, facts: dict[str, Any], path: Pat
         raise Rejected("quality", f"{path.name}: hardly anything lies where the template's brain is.", facts, None)
     high = float(np.percentile(image[inside], HIGH_PERCENTILE))
     facts["IntensityScaling"] |= {
-        "High": _number(facts["IntensityScaling"]["Low"] + high),
+        "High": round_significant(facts["IntensityScaling"]["Low"] + high),
         "HighPercentile": HIGH_PERCENTILE,
     }
     scaled = np.clip(image / high, 0, 1).astype(np.float32)
@@ -331,11 +332,6 @@ def _registration_facts(found: registration.Registration, registered: bool) -> d
         "Overlap": found.overlap,
         "Coverage": found.coverage,
     }
-
-
-def _number(value: float) -> float:
-    """Six digits are enough for a record."""
-    return float(f"{value:.6g}")
 
 
 def _last_line(error: BaseException) -> str:

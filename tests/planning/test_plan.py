@@ -1,4 +1,4 @@
-"""Planning: what is read from compiled programs, and the command on virtual devices and, with libtpu, a TPU topology."""
+"""Planning: what is read from compiled programs, and the command on virtual devices and on a TPU topology."""
 
 import dataclasses
 import importlib.util
