@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from brainldm.datasets.bids import Excluded
-from brainldm.datasets.scans import Scan
-from brainldm.preparation.records import Places
-from brainldm.preparation.scan import HIGH_PERCENTILE, Options, brain_mask
+from brainldm.datasets.scans import Excluded, Scan
+from brainldm.preparation.records import OutputPaths
+from brainldm.preparation.scan import HIGH_PERCENTILE, PrepareOptions, brain_mask
 from brainldm.reports import html, mosaics
 from brainldm.reports.plots import AMBER, BLUE, GREY, figure_to_image, new_figure
 from brainldm.runtime.files import write_atomically
@@ -31,7 +30,9 @@ _COLOURS = {"stripped": BLUE, "whole": AMBER}
 Kept = Sequence[tuple[Scan, dict[str, Any]]]
 
 
-def write_quality_page(out: Path, kept: Kept, refused: Kept, excluded: Sequence[Excluded], options: Options) -> None:
+def write_quality_page(
+    out: Path, kept: Kept, refused: Kept, excluded: Sequence[Excluded], options: PrepareOptions
+) -> None:
     """Write `out`/qc.html. `kept` and `refused` are scans with their records; `excluded` all that is left out.
 
     The bytes depend on the arguments and the images alone.
@@ -40,7 +41,9 @@ def write_quality_page(out: Path, kept: Kept, refused: Kept, excluded: Sequence[
     worst, others = worst_first[:WORST], sorted(worst_first[WORST:], key=lambda item: item[0].name)
     places = np.linspace(0, len(others) - 1, min(SAMPLED, len(others))).round().astype(int)
     sampled = [others[i] for i in dict.fromkeys(places.tolist())]
-    quarantined = [(s, r, Places(out, s).quarantined) for s, r in refused if Places(out, s).quarantined.exists()]
+    quarantined = [
+        (s, r, OutputPaths(out, s).quarantined) for s, r in refused if OutputPaths(out, s).quarantined.exists()
+    ]
     mask = brain_mask(options.grid)
     fits = [record["Registration"] for _, record in kept]
     page = html.render(
@@ -58,8 +61,8 @@ def write_quality_page(out: Path, kept: Kept, refused: Kept, excluded: Sequence[
         quarantined_shown=min(len(quarantined), QUARANTINED),
         high_percentile=HIGH_PERCENTILE,
         images={
-            "worst": _brains([(s, r, Places(out, s).image) for s, r in worst], mask),
-            "sampled": _brains([(s, r, Places(out, s).image) for s, r in sampled], mask),
+            "worst": _brains([(s, r, OutputPaths(out, s).image) for s, r in worst], mask),
+            "sampled": _brains([(s, r, OutputPaths(out, s).image) for s, r in sampled], mask),
             "quarantined": _brains(quarantined[:QUARANTINED], mask),
             "figures": _figures(kept, options) if kept else None,
         },
@@ -71,7 +74,7 @@ def _summary(values: Sequence[float]) -> dict[str, float | None]:
     return {"median": float(np.median(values)) if values else None, "lowest": min(values, default=None)}
 
 
-def _margin(record: dict[str, Any], options: Options) -> float:
+def _margin(record: dict[str, Any], options: PrepareOptions) -> float:
     """How far a scan's quality lies above its limits, so that heads and stripped brains can be sorted together."""
     fit = record["Registration"]
     similarity, overlap = options.limits("stripped" if record["SkullStripped"] else "whole")
@@ -128,7 +131,7 @@ def _tile(volume: np.ndarray, mask: np.ndarray, *lines: str) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _figures(kept: Kept, options: Options) -> html.Picture:
+def _figures(kept: Kept, options: PrepareOptions) -> html.Picture:
     figure = new_figure(11, 4.2, dpi=100)
     left, right = figure.subplots(1, 2)
     for skull, colour in _COLOURS.items():

@@ -53,8 +53,8 @@ def check_same(one: Path, two: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(straight, tmp_path, start):
-    workdir, random, kills = tmp_path / "run", np.random.default_rng(), 0
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(straight, tmp_path, start, random):
+    workdir, kills = tmp_path / "run", 0
     for _ in range(3):
         process = start(save_loop.train_small, workdir)
         wait_for(workdir / "run.json", process)
@@ -188,7 +188,7 @@ def test_two_runs_in_one_work_dir(straight, tmp_path):
 def test_another_config_or_dataset_is_refused_by_the_checkpoint_itself(straight, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(straight / "checkpoints", workdir / "checkpoints")
-    (workdir / "brainldm.runtime.lock").touch()
+    (workdir / "brainldm.lock").touch()
     config = small_config().unlock()
     config.batch_size = 8
     with pytest.raises(UserError, match=r"checkpoints/40: this run was begun .*batch_size: 4 then, 8 now"):
