@@ -205,11 +205,11 @@ def _find_image(root: Path, participant: str, session: str | None, needed: bool)
     try:
         with os.scandir(folder) as entries:
             found = sorted((e.name, e.is_symlink()) for e in entries if e.name.startswith(stem) and is_t1w_name(e.name))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         found = []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}). Check its permissions.") from error
     found = [item for item in found if item[0][len(stem)] == "_"]
-    if not found and not needed:
-        return None
     if not found and not needed:
         return None
     if len(found) != 1:

@@ -124,7 +124,12 @@ def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
             content = json.loads(beside.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(
+                f"{beside}: cannot be read ({error.strerror}), and it holds the units of {path.name}. Check its "
+                "permissions."
+            ) from error
+        except ValueError as error:
             raise UserError(
                 f"{beside}: not valid JSON ({error}). Correct it: it holds the units of {path.name}."
             ) from error

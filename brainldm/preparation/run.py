@@ -28,6 +28,7 @@ from brainldm.preparation.stripping import list_masks, mask_of
 from brainldm.preparation.tables import write_excluded_table, write_tables
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import read_json, require_new_folder, write_json
+from brainldm.runtime.lock import LOCK, locked
 from brainldm.runtime.signals import StopRequest
 
 MARK = "prepare.json"
@@ -87,9 +88,9 @@ def prepare(
     output depend on source and options alone, not on workers, shards or interruptions.
     `progress(done, total, excluded)` is called after each scan.
 
-    Raises UserError for a source without scans, an `out` that holds something else or was made with other options,
-    a tool that is missing, or more excluded scans than the share `max_excluded` (with excluded.tsv written and
-    nothing lost); Stopped after SIGTERM or Ctrl-C.
+    Raises UserError for a source without scans, an `out` that holds something else, was made with other options, or
+    in which another run of the same shard is at work, a tool that is missing, or more excluded scans than the share
+    `max_excluded` (with excluded.tsv written and nothing lost); Stopped after SIGTERM or Ctrl-C.
     """
     options = options or Options()
     source, out = Path(source), Path(out)
@@ -99,29 +100,33 @@ def prepare(
         first = f" The first of {len(found.excluded)} left out: {found.excluded[0].reason}." if found.excluded else ""
         raise UserError(f"{source}: no T1w scans in it.{first} Give a BIDS dataset, a folder, a list or a table.")
     found = _with_masks(found, options)
-    _continue_or_begin(out, options)
-    recorded = options.recorded()
-    mine = found.scans[shard[0] - 1 :: shard[1]]
-    todo, refused, done = [], 0, 0
-    for scan in mine:
-        record = records.record_of(Places(out, scan), recorded, verify)
-        if record is None or (retry and "Reason" in record):
-            todo.append(_Job(scan, out, _shown(source, scan.path), options))
-        else:
-            done += 1
-            refused += "Reason" in record
-    allowed = max_excluded * (len(found.scans) + len(found.excluded))
-    kept = done - refused
-    if progress is not None:
-        progress(done, len(mine), refused)
-    with contextlib.closing(_run(todo, workers)) as results:
-        for was_kept in results:
-            kept, refused = kept + was_kept, refused + (not was_kept)
-            if progress is not None:
-                progress(kept + refused, len(mine), refused)
-            if refused + len(found.excluded) > max(allowed, _ALWAYS_ALLOWED):
-                break
-    return _finish(source, out, found, options, shard, max_excluded, len(todo))
+    if not (out.is_dir() and all(path.name.startswith(LOCK) for path in out.iterdir())):
+        require_new_folder(out, MARK)
+    name = LOCK if shard[1] == 1 else f"{LOCK}-{shard[0]}-of-{shard[1]}"
+    with locked(out, name, keep=False):  # a second run would clear away what this one is writing
+        _continue_or_begin(out, options)
+        recorded = options.recorded()
+        mine = found.scans[shard[0] - 1 :: shard[1]]
+        todo, refused, done = [], 0, 0
+        for scan in mine:
+            record = records.record_of(Places(out, scan), recorded, verify)
+            if record is None or (retry and "Reason" in record):
+                todo.append(_Job(scan, out, _shown(source, scan.path), options))
+            else:
+                done += 1
+                refused += "Reason" in record
+        allowed = max_excluded * (len(found.scans) + len(found.excluded))
+        kept = done - refused
+        if progress is not None:
+            progress(done, len(mine), refused)
+        with contextlib.closing(_run(todo, workers)) as results:
+            for was_kept in results:
+                kept, refused = kept + was_kept, refused + (not was_kept)
+                if progress is not None:
+                    progress(kept + refused, len(mine), refused)
+                if refused + len(found.excluded) > max(allowed, _ALWAYS_ALLOWED):
+                    break
+        return _finish(source, out, found, options, shard, max_excluded, len(todo))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -188,7 +193,6 @@ def _with_masks(found: Found, options: Options) -> Found:
 
 def _continue_or_begin(out: Path, options: Options) -> None:
     """Mark `out` as made with these options. Raises UserError when it was made with others."""
-    require_new_folder(out, MARK)
     mark = {"Format": _FORMAT, "Options": options.recorded()}
     if not (out / MARK).exists():
         write_json(out / MARK, mark)

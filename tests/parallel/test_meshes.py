@@ -12,7 +12,7 @@ from brainldm import cli
 from brainldm.parallel import mesh as meshes
 from brainldm.parallel.sharding import rules_of, state_shardings
 from brainldm.runtime.errors import UserError
-from brainldm.training.config import config_file
+from brainldm.training.config_files import config_file
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from brainldm.preparation import run as running
 from brainldm.preparation.run import parse_shard, prepare
 from brainldm.preparation.scan import Options, Rejected, looks_like_labels, prepare_scan, resample
 from brainldm.runtime.errors import Stopped, UserError
+from brainldm.runtime.lock import LOCK, locked
 from brainldm.volumes.grids import training_grid
 from brainldm.volumes.nifti import Volume, block_average, read_volume
 
@@ -104,6 +105,20 @@ def test_a_second_run_does_nothing_and_shards_equal_one_run(source, undisturbed,
     assert first.done_now == 3 and not first.complete and not (out / "participants.tsv").exists()
     assert prepare(source, out, FAST, shard=(2, 2), workers=2).complete
     assert content(out) == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused_unless_it_is_another_shard(source, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(UserError, match="another run is at work in it"):
+        prepare(source, out, FAST)
+    with locked(out, f"{LOCK}-1-of-2"):
+        with pytest.raises(UserError, match="another run is at work in it"):
+            prepare(source, out, FAST, shard=(1, 2))
+        assert prepare(source, out, FAST, shard=(2, 2)).done_now == 3
+    (out / LOCK).touch()  # of a run that was killed
+    assert prepare(source, out, FAST).done_now == 3
+    (out / f"{LOCK}-1-of-2").unlink()
+    assert content(out) == content(undisturbed)
 
 
 def test_killed_at_five_random_points_the_bytes_are_the_same(source, undisturbed, tmp_path):

@@ -188,7 +188,7 @@ def test_two_runs_in_one_work_dir(straight, tmp_path):
 def test_another_config_or_dataset_is_refused_by_the_checkpoint_itself(straight, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(straight / "checkpoints", workdir / "checkpoints")
-    (workdir / "brainldm.runtime.lock").touch()
+    (workdir / "brainldm.lock").touch()
     config = small_config().unlock()
     config.batch_size = 8
     with pytest.raises(UserError, match=r"checkpoints/40: this run was begun .*batch_size: 4 then, 8 now"):
