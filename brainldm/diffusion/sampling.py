@@ -96,7 +96,9 @@ def sample_latents(
     chain = make_chain(schedule, sampling.num_steps, sampling.spacing)
     denoise = denoiser(lambda x, t: guided_network(x, t, c), chain, prediction)
     x = constrain(initial_noise(keys, latent_shape))
-    return SAMPLERS[sampling.sampler](denoise, chain, x, lambda i: step_noise(keys, i, latent_shape), sampling.eta)
+    # Hidden from the compiler, which would else fold the number into other roundings than those of a traced eta.
+    eta = jax.lax.optimization_barrier(jnp.float32(sampling.eta)) if sampling.eta else 0.0
+    return SAMPLERS[sampling.sampler](denoise, chain, x, lambda i: step_noise(keys, i, latent_shape), eta)
 
 
 def decode_latents(
