@@ -38,6 +38,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=4, help="brains drawn at once (default 4)")
+    parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:
