@@ -1,24 +1,57 @@
 """Fixtures shared by all tests."""
 
+import atexit
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+COMPILED_BYTES = 2**31
 
 
 def _compiled_folder() -> Path:
-    """Where compiled programs live between runs: of one release of jaxlib, and of one kind of processor."""
+    """Where compiled programs live between runs: those of one release of jaxlib, for one kind of processor.
+
+    Folders of other releases go, and the files that were used longest ago above COMPILED_BYTES. Where nothing can be
+    kept it is a folder of this run alone.
+    """
     flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))]
     processor = hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "brainldm-tests" / f"jaxlib-{importlib.metadata.version('jaxlib')}-{processor}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "brainldm-tests"
+    folder = cache / f"jaxlib-{importlib.metadata.version('jaxlib')}-{processor}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="brainldm_compiled_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+    for other in cache.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another run may be at it
+        files = sorted((path.stat().st_atime, path.stat().st_size, path) for path in folder.iterdir())
+        excess = sum(size for _, size, _ in files) - COMPILED_BYTES
+        for _, size, path in files:
+            if excess <= 0:
+                break
+            path.unlink()
+            excess -= size
+    return folder
 
 
-# Many tests, and the processes that they start, compile the same programs: each is compiled once. Set before jax comes.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compiled_folder()))
+# Many tests, and the processes that they start, compile the same programs: each is compiled once. Set before jax comes,
+# and inherited by the workers of a run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_compiled_folder())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -42,14 +75,70 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture
+def random() -> np.random.Generator:
+    """Random moments and places; BRAINLDM_TEST_SEED repeats those of a failed test, which shows its seed."""
+    seed = int(os.environ.get("BRAINLDM_TEST_SEED", "2209"))
+    print(f"BRAINLDM_TEST_SEED={seed}")
+    return np.random.default_rng(seed)
+
+
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory) -> Path:
     """The folder of `brainldm demo --tiny`: a dataset, both trained stages, a model, a generated dataset, a report.
 
-    Made once; tests read it, and copy what they change.
+    Made once, by whichever process of the run comes first; tests read it, and copy what they change.
     """
     from brainldm.commands import demo
 
-    out = tmp_path_factory.mktemp("demo") / "out"
-    demo.demo(out, demo.TINY)
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent  # which all workers share
+    out, made = session / "demo/out", session / "demo/made"
+    out.parent.mkdir(exist_ok=True)
+    with (session / "demo/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when a worker dies
+        if not made.exists():
+            shutil.rmtree(out, ignore_errors=True)
+            demo.demo(out, demo.TINY)
+            made.touch()
     return out
+
+
+SLOW_FIXTURES = {"demo_run", "start"}
+"""Session fixtures that take long themselves, or start processes that do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what is slow by its fixtures, and brings tests into the order in which two workers finish soonest.
+
+    A worker takes a file at a time, or several that say that they are one group. First comes one file that needs the
+    demo's run, so that one worker makes it while the other goes on with the rest; then named groups, then files with
+    slow tests, then the others, and at the end what else needs the demo's run.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    named = set()
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
+        group = item.get_closest_marker("xdist_group")
+        if group is None:
+            name = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(name))
+        else:
+            name = group.kwargs.get("name") or group.args[0]
+            named.add(name)
+        groups.setdefault(name, []).append(item)
+
+    def rank(name: str) -> int:
+        if any("demo_run" in item.fixturenames for item in groups[name]):
+            return 3
+        if name in named:
+            return 0
+        return 1 if any(item.get_closest_marker("slow") for item in groups[name]) else 2
+
+    order = sorted(groups, key=rank)
+    with_demo = [name for name in order if rank(name) == 3]
+    order = with_demo[:1] + [name for name in order if name not in with_demo[:1]]
+    items[:] = [item for name in order for item in groups[name]]

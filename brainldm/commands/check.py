@@ -15,13 +15,13 @@ from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
 
 if TYPE_CHECKING:
-    from brainldm.fingerprint.collect import Fingerprint
-    from brainldm.fingerprint.inspection import Options
+    from brainldm.fingerprint.options import CheckOptions
+    from brainldm.fingerprint.record import Fingerprint
 
 
 def check(
     source: str | Path,
-    options: Options,
+    options: CheckOptions,
     *,
     table: str | None = None,
     pattern: str | None = None,
@@ -63,29 +63,29 @@ def require_usable(found: Fingerprint) -> None:
     )
 
 
-def with_config(options: Options, source: str) -> Options:
+def with_config(options: CheckOptions, source: str) -> CheckOptions:
     """`options` with what the training config `source` says, a file or the name of a packaged one.
 
     Raises UserError when it cannot be read.
     """
-    from brainldm.fingerprint.data_costs import Plan
+    from brainldm.fingerprint.data_costs import DataSizes
     from brainldm.training.config import covariates_of
     from brainldm.training.flags import load_config
 
     config = load_config(source)
-    plan = Plan(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
+    sizes = DataSizes(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
     if config.stage == "autoencoder":
         levels = len(config.model.channels)
-        plan = dataclasses.replace(plan, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
+        sizes = dataclasses.replace(sizes, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
     latents = config.get("latents", None)
     if latents is not None and latents.get("variants", 0):
-        plan = dataclasses.replace(plan, variants=latents.variants)
+        sizes = dataclasses.replace(sizes, variants=latents.variants)
     return dataclasses.replace(
         options,
         covariates=covariates_of(config),
         spacing_mm=config.data.spacing_mm,
         scaling=config.data.scaling,
-        plan=plan,
+        sizes=sizes,
     )
 
 
@@ -141,12 +141,12 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from brainldm.fingerprint.inspection import Options
+    from brainldm.fingerprint.options import CheckOptions
     from brainldm.fingerprint.text import lines
 
     found = check(
         options.data,
-        Options(sample=options.sample, full=options.full, workers=options.workers),
+        CheckOptions(sample=options.sample, full=options.full, workers=options.workers),
         table=options.table,
         pattern=options.pattern,
         config=options.config,

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brainldm.datasets.columns import STANDARD, UnclearColumn, convert, plain, recognise
+from brainldm.datasets.columns import STANDARD, convert, plain, recognise
 from brainldm.datasets.covariates import is_missing
 from brainldm.runtime.errors import UserError
 
@@ -68,7 +68,7 @@ def read_table(path: str | Path, wanted: Collection[str] = STANDARD, keep: Colle
         given = [_with_point(line[index].strip()) for line in cells]
         try:
             values, bad, note = convert(name, columns[index], field, given, described.get(columns[index], {}))
-        except UnclearColumn as error:
+        except UserError as error:
             number = next(k for k, cell in enumerate(given) if not is_missing(cell))
             whose = f", {cells[number][columns.index(ids)]}" if ids and name == "sex" else ""
             raise UserError(f"{path}{whose}: {error}") from error

@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from brainldm.data.augmentation import Augmentation
 from brainldm.data.latents import LatentCache
 from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
-from brainldm.datasets.bids import Excluded, Record, read_dataset
+from brainldm.datasets.bids import read_dataset
+from brainldm.datasets.scans import Excluded, Scan
 from brainldm.datasets.splits import SPLITS, split_three
 from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import UserError
@@ -28,7 +29,7 @@ LATENTS = "latents"
 
 def read_sides(
     config: ml_collections.ConfigDict, need_images: bool = True
-) -> tuple[dict[str, list[Record]], tuple[Excluded, ...]]:
+) -> tuple[dict[str, list[Scan]], tuple[Excluded, ...]]:
     """The records of the dataset by side ("train", "validation" and "test"), and what of it is left out.
 
     Without `need_images` a record whose image is gone stays, with the path None.
@@ -46,17 +47,17 @@ def read_sides(
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
 
-def scans_sha256(records: list[Record]) -> str:
+def scans_sha256(records: list[Scan]) -> str:
     """A hash of the names of scans, in their order: what besides the seed decides which scans a batch holds."""
     return hashlib.sha256("\n".join(record.name for record in records).encode()).hexdigest()
 
 
-def conditions_of(config: ml_collections.ConfigDict, records: list[Record]) -> np.ndarray:
+def conditions_of(config: ml_collections.ConfigDict, records: list[Scan]) -> np.ndarray:
     """Condition vectors, float32 [N, C]."""
     return covariates_of(config).encode([record.covariates for record in records])
 
 
-def volume_sources(config: ml_collections.ConfigDict, sides: dict[str, list[Record]]) -> list[VolumeSource]:
+def volume_sources(config: ml_collections.ConfigDict, sides: dict[str, list[Scan]]) -> list[VolumeSource]:
     """Training and validation volumes, read into memory where they fit."""
     data = config.data
     chosen = {name: sides[name] for name in SPLITS[:2]}
@@ -120,7 +121,7 @@ def padded_batches(
 def latent_cache(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
-    sides: dict[str, list[Record]],
+    sides: dict[str, list[Scan]],
     encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int,
@@ -173,7 +174,7 @@ def latent_cache(
     return cache
 
 
-def _require_images(config: ml_collections.ConfigDict, records: list[Record], encoded: int) -> None:
+def _require_images(config: ml_collections.ConfigDict, records: list[Scan], encoded: int) -> None:
     """Raise UserError when scans that have to be encoded have no image."""
     gone = [record.name for record in records if record.path is None]
     if gone:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from brainldm.data.latents import CachedLatents, SampledLatents
 from brainldm.data.pipeline import LatentSource, batches
-from brainldm.datasets.bids import Excluded, Record
+from brainldm.datasets.scans import Excluded, Scan
 from brainldm.diffusion.sampling import decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.parallel.mesh import (
@@ -173,7 +173,7 @@ def autoencoder_stage(config: ml_collections.ConfigDict, mesh: Mesh) -> Stage:
     )
 
 
-def _scan_facts(sides: dict[str, list[Record]]) -> dict[str, Any]:
+def _scan_facts(sides: dict[str, list[Scan]]) -> dict[str, Any]:
     return {
         "scans_training": len(sides["train"]),
         "scans_validation": len(sides["validation"]),
@@ -219,7 +219,7 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
         sides,
         encode,
         batch_size=_encoding_batch(training_grid(spacing).shape, mesh),
-        share=process_shard(mesh),
+        process_shard=process_shard(mesh),
         autoencoder={"autoencoder_sha256": autoencoder_sha256, "dtype": str(arguments["dtype"])},
         latent_shape=shape,
     )
@@ -301,7 +301,7 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
             train,
             batch_size=config.batch_size,
             seed=config.seed,
-            transform=train.draw if isinstance(train, SampledLatents) else None,
+            transform=train.sample if isinstance(train, SampledLatents) else None,
             process_index=share[0],
             process_count=share[1],
         ),

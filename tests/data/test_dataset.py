@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from brainldm.datasets.bids import Excluded, inside, read_dataset, read_participants, write_excluded
+from brainldm.datasets.bids import read_dataset, read_participants, write_excluded
 from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.datasets.scans import Excluded, inside
 from brainldm.runtime.errors import UserError
 
 HEAD = "participant_id\tsex\tage\tventricles_ml\tbrain_ml\tsplit\tsite"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brainldm.data.pipeline import VolumeSource, load_image
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import training_grid
 from brainldm.volumes.nifti import read_volume, write_volume
@@ -21,7 +21,7 @@ def volume(index=0, grid=GRID):
 
 
 def record(path):
-    return Record("sub-1", None, path, {})
+    return Scan("sub-1", None, path, {})
 
 
 def raw(path, data, affine=GRID.affine, slope=None, intercept=None, kind=nib.Nifti1Image):
