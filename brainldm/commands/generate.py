@@ -41,6 +41,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--sampler", help="ddim, ddpm or dpmpp_2m (default: the model's)")
     parser.add_argument("--spacing", help="of the noise levels: leading, karras or log_snr (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=4, help="brains drawn at once (default 4)")
+    parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:

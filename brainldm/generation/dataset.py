@@ -19,7 +19,8 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.sampler import make_sampler
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import require_new_folder, write_json
+from brainldm.runtime.files import write_json
+from brainldm.runtime.lock import new_folder
 from brainldm.volumes.nifti import write_volume
 from brainldm.weights.model_folder import Model
 
@@ -122,11 +123,34 @@ def generate(
     Sample k is drawn with the key folded from (settings.seed, k). `note` ends the dataset's README. Raises UserError
     when `out` holds something, or for conditions outside the model's ranges.
     """
+    flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
+    with new_folder(out) as out:
+        _generate(model, out, rows, settings, flags, note)
+
+
+def _generate(
+    model: Model,
+    out: Path,
+    rows: Sequence[Mapping[str, float | str]],
+    settings: Settings,
+    flags: Sequence[bool],
+    note: str,
+) -> None:
     spec = model.spec
+<<<<<<< HEAD
     flags = check_conditions(rows, spec.covariates, settings.extrapolate)
     out = require_new_folder(out)
     sampling = settings.sampling
     sample = make_sampler(model, sampling, batch_size=settings.batch_size)
+=======
+    sample = make_sampler(
+        model,
+        batch_size=settings.batch_size,
+        num_steps=settings.num_steps,
+        eta=settings.eta,
+        guidance=settings.guidance,
+    )
+>>>>>>> main
     codes = spec.covariates.encode(rows)
     width = max(4, len(str(len(rows))))
     ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]

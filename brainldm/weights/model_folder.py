@@ -29,7 +29,8 @@ from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
 from brainldm.models.unet import DiffusionUNet
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import file_sha256, read_json, require_new_folder, write_atomically
+from brainldm.runtime.files import file_sha256, read_json, write_atomically
+from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
 
 FORMAT_VERSION = 1
@@ -119,18 +120,20 @@ class Model:
 
 def save_model(folder: str | Path, spec: ModelSpec, autoencoder: Any, unet: Any, card: str) -> str:
     """Write a model folder and return its hash. Raises UserError when the folder holds something already."""
-    folder = require_new_folder(folder)
-    contents = {
-        SPEC: (json.dumps(spec.to_json(), indent=1) + "\n").encode(),
-        AUTOENCODER: safetensors.numpy.save(flatten(autoencoder)),
-        UNET: safetensors.numpy.save(flatten(unet)),
-        CARD: card.encode(),
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()).encode()
-    write_atomically(folder / SUMS, sums)  # last: a folder without it is not finished
-    return hashlib.sha256(sums).hexdigest()
+    with new_folder(folder) as folder:
+        contents = {
+            SPEC: (json.dumps(spec.to_json(), indent=1) + "\n").encode(),
+            AUTOENCODER: safetensors.numpy.save(flatten(autoencoder)),
+            UNET: safetensors.numpy.save(flatten(unet)),
+            CARD: card.encode(),
+        }
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        sums = "".join(
+            f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()
+        ).encode()
+        write_atomically(folder / SUMS, sums)  # last: a folder without it is not finished
+        return hashlib.sha256(sums).hexdigest()
 
 
 def load_model(folder: str | Path) -> Model:
