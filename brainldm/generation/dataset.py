@@ -137,20 +137,8 @@ def _generate(
     note: str,
 ) -> None:
     spec = model.spec
-<<<<<<< HEAD
-    flags = check_conditions(rows, spec.covariates, settings.extrapolate)
-    out = require_new_folder(out)
     sampling = settings.sampling
     sample = make_sampler(model, sampling, batch_size=settings.batch_size)
-=======
-    sample = make_sampler(
-        model,
-        batch_size=settings.batch_size,
-        num_steps=settings.num_steps,
-        eta=settings.eta,
-        guidance=settings.guidance,
-    )
->>>>>>> main
     codes = spec.covariates.encode(rows)
     width = max(4, len(str(len(rows))))
     ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
