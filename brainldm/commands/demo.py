@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from brainldm.runtime.console import Progress, log
-from brainldm.runtime.files import require_new_folder
 from brainldm.runtime.format import format_duration
+from brainldm.runtime.lock import new_folder
 
 SPACING_MM = 4
 SEED = 2022
@@ -43,6 +43,11 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     Brains are drawn with the conditions of people that no network has seen. Raises UserError when `out` holds
     something.
     """
+    with new_folder(out) as out:
+        return _demo(out, size)
+
+
+def _demo(out: Path, size: Size) -> dict[str, Any]:
     from brainldm.evaluation.report import evaluate
     from brainldm.generation.dataset import Settings, generate, read_conditions
     from brainldm.generation.illustrations import illustrate
@@ -53,7 +58,6 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     from brainldm.training.flags import load_config
     from brainldm.weights.model_folder import load_model
 
-    out = require_new_folder(out)
     began = time.monotonic()
 
     def step(number: int, what: str) -> None:
@@ -81,16 +85,13 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     export(out / "autoencoder", out / "diffusion", out / "model")
     model = load_model(out / "model")
     rows = read_conditions(out / "held_out", model.spec.covariates)
-    sampling = model.spec.sampling
     generate(
         model,
         out / "synthetic",
         rows,
         Settings(
+            sampling=model.spec.sampling,
             seed=SEED,
-            num_steps=sampling["num_steps"],
-            eta=sampling["eta"],
-            guidance=sampling["guidance"],
             batch_size=min(8, size.brains),
             extrapolate=True,
         ),
@@ -106,10 +107,11 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
-    parser = add_command("demo", run, "the whole road, offline, on the embedded population", "brainldm demo ./demo")
+    parser = add_command("demo", run, "everything end to end, offline, on made brains", "brainldm demo ./demo")
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to check an installation")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -18,8 +18,9 @@ from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing
 from brainldm.evaluation.metrics.conditioning import agreement
 from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
 from brainldm.evaluation.page import render
-from brainldm.runtime.files import require_new_folder, write_atomically, write_json
+from brainldm.runtime.files import write_atomically, write_json
 from brainldm.runtime.format import format_interval, format_number
+from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
 
 MEASURED = ("ventricles_ml", "brain_ml")
@@ -61,45 +62,45 @@ def evaluate(
     made, people = open_datasets(synthetic, real)
     grid = made.grid
     spacing = spacing_of(grid)
-    out = require_new_folder(out)
-    steps = _Steps(len(made) + len(people), progress)
-    measured = {
-        "synthetic": _measure_all(made, steps, "generated"),
-        "real": _measure_all(people, steps, "real"),
-    }
-    scans = {"synthetic": made, "real": people}
-    figures: dict[str, Any] = {
-        "brainldm_version": brainldm.__version__,
-        "grid": {"shape": list(grid.shape), "spacing_mm": spacing},
-        "seed": seed,
-        "datasets": {"synthetic": _about(synthetic, made), "real": _about(real, people)},
-        "conditions": conditions_in_words(synthetic, real),
-        "stand_in": is_stand_in(synthetic) or is_stand_in(real),
-        "agreement": {
-            name: {
-                which: agreement(scans[which].values(name), _column(measured[which], name), seed=seed).to_dict()
+    with new_folder(out) as out:
+        steps = _Steps(len(made) + len(people), progress)
+        measured = {
+            "synthetic": _measure_all(made, steps, "generated"),
+            "real": _measure_all(people, steps, "real"),
+        }
+        scans = {"synthetic": made, "real": people}
+        figures: dict[str, Any] = {
+            "brainldm_version": brainldm.__version__,
+            "grid": {"shape": list(grid.shape), "spacing_mm": spacing},
+            "seed": seed,
+            "datasets": {"synthetic": _about(synthetic, made), "real": _about(real, people)},
+            "conditions": conditions_in_words(synthetic, real),
+            "stand_in": is_stand_in(synthetic) or is_stand_in(real),
+            "agreement": {
+                name: {
+                    which: agreement(scans[which].values(name), _column(measured[which], name), seed=seed).to_dict()
+                    for which in scans
+                }
+                for name in MEASURED
+            },
+            "not_measured": {
+                which: [
+                    {"id": record.name, "reason": m.reason}
+                    for record, m in zip(scans[which].records, measured[which], strict=True)
+                    if m.reason
+                ]
                 for which in scans
-            }
-            for name in MEASURED
-        },
-        "not_measured": {
-            which: [
-                {"id": record.name, "reason": m.reason}
-                for record, m in zip(scans[which].records, measured[which], strict=True)
-                if m.reason
-            ]
-            for which in scans
-        },
-        "ms_ssim": {which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans},
-        "reconstruction": _reconstruction_figures(reconstructions),
-        "sweep": _sweep_figures(sweep, grid),
-    }
-    figures = _plain(figures)
-    write_atomically(out / "measurements.tsv", _table(scans, measured).encode())
-    page = render(figures, scans, measured, reconstructions, sweep)
-    write_atomically(out / "report.html", page.encode())
-    write_json(out / "report.json", figures)
-    return figures
+            },
+            "ms_ssim": {which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans},
+            "reconstruction": _reconstruction_figures(reconstructions),
+            "sweep": _sweep_figures(sweep, grid),
+        }
+        figures = _plain(figures)
+        write_atomically(out / "measurements.tsv", _table(scans, measured).encode())
+        page = render(figures, scans, measured, reconstructions, sweep)
+        write_atomically(out / "report.html", page.encode())
+        write_json(out / "report.json", figures)
+        return figures
 
 
 def headline_lines(figures: dict[str, Any]) -> list[str]:
