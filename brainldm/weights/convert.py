@@ -13,7 +13,7 @@ from brainldm import __version__
 from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import file_sha256, write_atomically
+from brainldm.runtime.files import file_sha256, require_new_folder, write_atomically
 from brainldm.runtime.format import format_shape
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import training_grid
