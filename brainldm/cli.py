@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -10,35 +11,66 @@ from collections.abc import Callable, Sequence
 
 from brainldm import __version__
 from brainldm.commands import check, convert, demo, evaluate, export, generate, plan, population, prepare, train
-from brainldm.runtime.errors import BrainldmError
+from brainldm.runtime.errors import BrainldmError, Stopped
+from brainldm.runtime.signals import stop_at_once
 
 EXIT_CODES = """exit codes: 0 done; 1 a failure of ours; 2 a mistake in what was asked, with a message that says
-what to do; 75 stopped from outside, and the same command goes on from there."""
+what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train and prepare then go on with the same command; the others
+begin anew, and say what they have left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.WARNING)
+    options = argparse.Namespace(command="")
     try:
-        parser = _parser()
-        options, options.rest = parser.parse_known_args(arguments)
-        if options.rest and not getattr(options, "takes_config", False):
-            parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
-        options.run(options)
+        with stop_at_once():
+            parser = _parser()
+            options, options.rest = parser.parse_known_args(arguments)
+            if options.rest and not getattr(options, "takes_config", False):
+                parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
+            options.run(options)
         return 0
-    except BrainldmError as error:
-        print(f"brainldm: {error}", file=sys.stderr)
-        return error.exit_code
-    except FloatingPointError as error:
-        print(f"brainldm: {error}", file=sys.stderr)
-        return 1
+    except (BrainldmError, FloatingPointError) as error:
+        return _end(f"{error}", getattr(error, "exit_code", 1))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("brainldm: stopped by the keyboard.", file=sys.stderr)
-        return 1
+        return _end(_stopped(options), Stopped.exit_code)
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _end(f"{where}{error.strerror}. {_ENVIRONMENT[error.errno]}", 1 if error.errno in _FULL else 2)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_ENVIRONMENT = {
+    **dict.fromkeys(_FULL, "Make room, delete what this run has begun to write, and give the command again."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Change the permissions, or give another path."),
+    errno.EROFS: "Give a path on a file system that can be written to.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.ENOTDIR: "Give a path whose folders are folders.",
+}
+"""What to do about errors of the operating system that a command meets and a person can mend."""
+
+
+def _end(message: str, code: int) -> int:
+    print(f"brainldm: {message}", file=sys.stderr)
+    return code
+
+
+def _stopped(options: argparse.Namespace) -> str:
+    """What a run that was stopped outside of its own care for signals leaves behind."""
+    if getattr(options, "resumes", False):
+        return "stopped from outside; what is on disk is whole. The same command goes on from there."
+    if makes := getattr(options, "makes", None):
+        folder = getattr(options, makes)
+        return f"stopped from outside. `{options.command}` does not go on from here: delete {folder} and give it again."
+    return "stopped from outside; nothing was written."
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brainldm.runtime.console import Progress, duration, log
-from brainldm.runtime.files import require_new_folder
+from brainldm.runtime.console import Progress, log
+from brainldm.runtime.format import format_duration
+from brainldm.runtime.lock import new_folder
 
 SPACING_MM = 4
 SEED = 2022
@@ -42,6 +43,11 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     Brains are drawn with the conditions of people that no network has seen. Raises UserError when `out` holds
     something.
     """
+    with new_folder(out) as out:
+        return _demo(out, size)
+
+
+def _demo(out: Path, size: Size) -> dict[str, Any]:
     from brainldm.evaluation.report import evaluate
     from brainldm.generation.dataset import Settings, generate, read_conditions
     from brainldm.generation.illustrations import illustrate
@@ -52,11 +58,10 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     from brainldm.training.flags import load_config
     from brainldm.weights.model_folder import load_model
 
-    out = require_new_folder(out)
     began = time.monotonic()
 
     def step(number: int, what: str) -> None:
-        log(f"\n[{number}/5] {what} ({duration(time.monotonic() - began)} so far)")
+        log(f"\n[{number}/5] {what} ({format_duration(time.monotonic() - began)} so far)")
 
     step(1, "Making the embedded population (a stand-in: deformed templates, not people)")
     for name, people, seed in (("population", size.people, SEED), ("held_out", size.brains, SEED + 1)):
@@ -80,16 +85,13 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     export(out / "autoencoder", out / "diffusion", out / "model")
     model = load_model(out / "model")
     rows = read_conditions(out / "held_out", model.spec.covariates)
-    sampling = model.spec.sampling
     generate(
         model,
         out / "synthetic",
         rows,
         Settings(
+            sampling=model.spec.sampling,
             seed=SEED,
-            num_steps=sampling["num_steps"],
-            eta=sampling["eta"],
-            guidance=sampling["guidance"],
             batch_size=min(8, size.brains),
             extrapolate=True,
         ),
@@ -99,16 +101,17 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     figures = evaluate(
         out / "synthetic", out / "held_out", out / "report", **illustrate(out / "model", out / "held_out")
     )
-    log(f"\nDone in {duration(time.monotonic() - began)}.")
+    log(f"\nDone in {format_duration(time.monotonic() - began)}.")
     return figures
 
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
-    parser = add_command("demo", run, "the whole road, offline, on the embedded population", "brainldm demo ./demo")
+    parser = add_command("demo", run, "everything end to end, offline, on made brains", "brainldm demo ./demo")
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to check an installation")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:

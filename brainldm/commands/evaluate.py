@@ -20,6 +20,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--model", metavar="MODEL", help="adds its reconstructions and a sweep of one condition")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:

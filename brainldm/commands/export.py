@@ -17,6 +17,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("autoencoder", metavar="AE_WORKDIR")
     parser.add_argument("diffusion", metavar="LDM_WORKDIR")
     parser.add_argument("model", metavar="MODEL", help="folder to make")
+    parser.set_defaults(makes="model")
 
 
 def run(options: argparse.Namespace) -> None:

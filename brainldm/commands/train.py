@@ -20,7 +20,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "--workdir DIR, --config.key=value ...,\n"
         "for one of several processes that train together --distributed, with --coordinator HOST:PORT\n"
         "--num-processes N --process-id I where no launcher (SLURM, Kubernetes, Cloud TPU VM) says which it is",
-    ).set_defaults(takes_config=True)
+    ).set_defaults(takes_config=True, resumes=True)
 
 
 def train(arguments: Sequence[str]) -> None:

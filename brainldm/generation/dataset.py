@@ -15,10 +15,12 @@ import numpy as np
 from brainldm import __version__
 from brainldm.datasets.bids import image_path, read_participants, write_dataset_files
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.sampler import make_sampler
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import require_new_folder, write_json
+from brainldm.runtime.files import write_json
+from brainldm.runtime.lock import new_folder
 from brainldm.volumes.nifti import write_volume
 from brainldm.weights.model_folder import Model
 
@@ -40,12 +42,10 @@ images that it was trained on.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How samples are drawn. `extrapolate` allows conditions outside the ranges of the model."""
+    """How a dataset is drawn. `extrapolate` allows conditions outside the ranges of the model."""
 
+    sampling: Sampling = Sampling()
     seed: int = 0
-    num_steps: int = 50
-    eta: float = 0.0
-    guidance: float = 1.0
     batch_size: int = 1
     extrapolate: bool = False
 
@@ -123,24 +123,30 @@ def generate(
     Sample k is drawn with the key folded from (settings.seed, k). `note` ends the dataset's README. Raises UserError
     when `out` holds something, or for conditions outside the model's ranges.
     """
+    flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
+    with new_folder(out) as out:
+        _generate(model, out, rows, settings, flags, note)
+
+
+def _generate(
+    model: Model,
+    out: Path,
+    rows: Sequence[Mapping[str, float | str]],
+    settings: Settings,
+    flags: Sequence[bool],
+    note: str,
+) -> None:
     spec = model.spec
-    flags = check_conditions(rows, spec.covariates, settings.extrapolate)
-    out = require_new_folder(out)
-    sample = make_sampler(
-        model,
-        batch_size=settings.batch_size,
-        num_steps=settings.num_steps,
-        eta=settings.eta,
-        guidance=settings.guidance,
-    )
+    sampling = settings.sampling
+    sample = make_sampler(model, sampling, batch_size=settings.batch_size)
     codes = spec.covariates.encode(rows)
     width = max(4, len(str(len(rows))))
     ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
     sampler = {
         "Sampler": "DDIM",
-        "Steps": settings.num_steps,
-        "Eta": settings.eta,
-        "Guidance": settings.guidance,
+        "Steps": sampling.num_steps,
+        "Eta": sampling.eta,
+        "Guidance": sampling.guidance,
         "Seed": settings.seed,
     }
     manifest = []
@@ -197,7 +203,7 @@ def generate(
         generated_by={
             "Name": "brainldm",
             "Version": __version__,
-            "Description": f"latent diffusion model {model.sha256}, DDIM with {settings.num_steps} steps",
+            "Description": f"latent diffusion model {model.sha256}, DDIM with {sampling.num_steps} steps",
         },
         readme=README.format(
             version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""

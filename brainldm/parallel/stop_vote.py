@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from brainldm.parallel.distributed import from_primary
-from brainldm.runtime.signals import StopRequest
+from brainldm.runtime.signals import PreemptionHandler
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ class StopVote:
     With several processes it is the answer to the step before, so that no device waits for it.
     """
 
-    def __init__(self, mesh: Mesh, request: StopRequest):
+    def __init__(self, mesh: Mesh, request: PreemptionHandler):
         self._request = request
         self._wishes: jax.Array | None = None
         self._several = jax.process_count() > 1

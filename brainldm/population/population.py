@@ -23,7 +23,8 @@ from brainldm.population.anatomy import Anatomy, Shape, Tissues, sample_shape
 from brainldm.population.appearance import render_image
 from brainldm.population.demographics import sample_conditions
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import require_new_folder
+from brainldm.runtime.lock import new_folder
+from brainldm.runtime.workers import begin_worker
 from brainldm.volumes import nifti
 from brainldm.volumes.grids import SPACE, Grid
 from brainldm.volumes.template import COPYRIGHT_NOTICE
@@ -132,34 +133,34 @@ def write_population(
     after each person. The bytes of a person's image depend on seed, index and spacing alone, not on `n` or
     `workers`. Raises UserError when `out` holds anything already, or for a spacing that does not exist.
     """
-    out = require_new_folder(out)
     _require_counts(n, workers)
-    people: dict[int, dict[str, Any]] = {}
+    with new_folder(out) as out:
+        people: dict[int, dict[str, Any]] = {}
 
-    def note(index: int, row: dict[str, Any]) -> None:
-        people[index] = row
-        if progress is not None:
-            progress(len(people), n)
+        def note(index: int, row: dict[str, Any]) -> None:
+            people[index] = row
+            if progress is not None:
+                progress(len(people), n)
 
-    if workers == 1:
-        population = population_of(spacing_mm)
-        for index in range(n):
-            note(index, _write_person(population, out, seed, index))
-    else:
-        _write_in_processes(out, n, spacing_mm, seed, workers, note)
-    bids.write_dataset_files(
-        out,
-        name="brainldm embedded population (deformed template, not real people)",
-        rows=[people[index] for index in range(n)],
-        columns=_columns(),
-        generated_by={
-            "Name": "brainldm",
-            "Version": brainldm.__version__,
-            "Description": f"embedded population, seed {seed}, {spacing_mm:g} mm",
-        },
-        extra={"EmbeddedPopulation": True},
-        readme=_README.format(n=n, spacing=spacing_mm, seed=seed, notice=COPYRIGHT_NOTICE),
-    )
+        if workers == 1:
+            population = population_of(spacing_mm)
+            for index in range(n):
+                note(index, _write_person(population, out, seed, index))
+        else:
+            _write_in_processes(out, n, spacing_mm, seed, workers, note)
+        bids.write_dataset_files(
+            out,
+            name="brainldm embedded population (deformed template, not real people)",
+            rows=[people[index] for index in range(n)],
+            columns=_columns(),
+            generated_by={
+                "Name": "brainldm",
+                "Version": brainldm.__version__,
+                "Description": f"embedded population, seed {seed}, {spacing_mm:g} mm",
+            },
+            extra={"EmbeddedPopulation": True},
+            readme=_README.format(n=n, spacing=spacing_mm, seed=seed, notice=COPYRIGHT_NOTICE),
+        )
 
 
 def _write_in_processes(
@@ -167,14 +168,13 @@ def _write_in_processes(
 ) -> None:
     # spawn: a forked child of a process that runs JAX or other threads can hang
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, n), context) as pool:
-        waiting = {pool.submit(_write_in_worker, spacing_mm, out, seed, index): index for index in range(n)}
+    with concurrent.futures.ProcessPoolExecutor(min(workers, n), context, initializer=begin_worker) as pool:
         try:
+            waiting = {pool.submit(_write_in_worker, spacing_mm, out, seed, index): index for index in range(n)}
             for done in concurrent.futures.as_completed(waiting):
                 note(waiting[done], done.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_in_worker(spacing_mm: float, out: Path, seed: int, index: int) -> dict[str, Any]:

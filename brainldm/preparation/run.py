@@ -9,8 +9,6 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -28,7 +26,8 @@ from brainldm.preparation.tables import write_excluded_table, write_tables
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import read_json, require_new_folder, write_json
 from brainldm.runtime.lock import LOCK, locked
-from brainldm.runtime.signals import StopRequest
+from brainldm.runtime.signals import PreemptionHandler
+from brainldm.runtime.workers import begin_worker
 from brainldm.volumes.grids import SPACE
 
 MARKER = "prepare.json"
@@ -226,7 +225,7 @@ def _shown(source: Path, path: Path) -> str:
 
 def _run(jobs: Sequence[_Job], workers: int) -> Iterator[bool]:
     """Do the jobs, in this process or in several, yielding whether each scan was kept. Raises Stopped."""
-    with StopRequest() as stop:
+    with PreemptionHandler() as stop:
         results = _run_here(jobs) if workers == 1 or len(jobs) < 2 else _run_in_processes(jobs, workers, stop)
         with contextlib.closing(results):
             count = 0
@@ -245,13 +244,13 @@ def _run_here(jobs: Sequence[_Job]) -> Iterator[bool]:
         yield _do(job)
 
 
-def _run_in_processes(jobs: Sequence[_Job], workers: int, stop: StopRequest) -> Iterator[bool]:
+def _run_in_processes(jobs: Sequence[_Job], workers: int, stop: PreemptionHandler) -> Iterator[bool]:
     waiting, rest = set(), iter(jobs)
     # spawn: a forked child of a process that runs other threads can hang
     context = multiprocessing.get_context("spawn")
     with (
         _environment(dict.fromkeys(_ONE_THREAD, "1")),
-        concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin_worker) as pool,
+        concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=begin_worker) as pool,
     ):
         try:
             while True:
@@ -272,20 +271,6 @@ def _run_in_processes(jobs: Sequence[_Job], workers: int, stop: StopRequest) -> 
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """Leave signals to the parent, and do not outlive it: it may be killed without a word."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -12,39 +12,82 @@ from pathlib import Path
 
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import require_new_folder
 
 LOCK = "brainldm.lock"
 
+UNFINISHED = "brainldm.unfinished"
+"""Lock of a folder that is being filled for the first time; it is deleted when the folder is whole."""
+
 
 @contextlib.contextmanager
-def locked(folder: str | Path, name: str = LOCK, keep: bool = True) -> Iterator[None]:
-    """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file `name`.
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file LOCK.
 
-    The system lets go of it when the process ends, however it ends, so the file that stays behind locks nothing;
-    without `keep` it is removed at the end. On a file system without locks (some network mounts) there is a warning
-    and no protection. Raises UserError when another process holds it.
+    The system lets go of it when the process ends, however it ends, so the file that stays behind locks nothing. On a
+    file system without locks (some network mounts) there is a warning and no protection. Raises UserError when
+    another process holds it, or the folder cannot be written to.
     """
-    folder = Path(folder)
+    with _held(Path(folder), LOCK) as handle:
+        _sign(handle)
+        yield
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Make `folder` and hold it while it is filled, by one process at a time, as `locked` does.
+
+    While it is filled, and when that was cut off, it holds the file UNFINISHED; a whole one does not. Raises UserError
+    when the folder holds something, is what an unfinished run left, is held by another process, or cannot be written
+    to. A folder that nothing was written into does not stay.
+    """
+    folder = require_new_folder(folder, own=UNFINISHED)
+    with _held(folder, UNFINISHED) as handle:
+        before = os.pread(handle, 200, 0).decode(errors="replace").strip()
+        if any(path.name != UNFINISHED for path in folder.iterdir()):
+            if not before:  # another run finished it between the look and the lock
+                (folder / UNFINISHED).unlink()
+                require_new_folder(folder)
+            raise UserError(
+                f"{folder}: is what an unfinished run ({before}) left, and no run goes on from it. Delete it, or "
+                "choose another folder."
+            )
+        _sign(handle)
+        yield folder
+        (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, name: str) -> Iterator[int]:
+    """A file descriptor that holds the lock on `folder`/`name`. A folder made for it goes when it stays empty."""
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     handle = _acquire(folder, name)
     try:
-        with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
+        yield handle
     finally:
-        empty = made and {path.name for path in folder.iterdir()} == {name}  # nothing came of it
-        if empty or not keep:
+        if {path.name for path in folder.iterdir()} <= {name} and (made or name == UNFINISHED):  # nothing came of it
             (folder / name).unlink(missing_ok=True)
-        if empty:
-            folder.rmdir()
+            if made:
+                folder.rmdir()
         os.close(handle)
+
+
+def _sign(handle: int) -> None:
+    with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _acquire(folder: Path, name: str) -> int:
     while True:
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (handle := _open(folder / name)) is None:
+                continue
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written to ({error.strerror}). Give a folder in a place where you may write."
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,9 +101,15 @@ def _acquire(folder: Path, name: str) -> int:
                 os.close(handle)
                 raise
             log(f"{folder}: this file system has no locks. See to it yourself that just one run works in it.")
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(folder / name)):
                 return handle
-        except FileNotFoundError:
-            folder.mkdir(parents=True, exist_ok=True)
         os.close(handle)  # whoever held it has deleted the file meanwhile
+
+
+def _open(path: Path) -> int | None:
+    """A file descriptor, or None when the folder of the file was deleted by whoever held it."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        return None

@@ -1,24 +1,28 @@
-"""A wish to stop, from SIGTERM, SIGUSR1 or Ctrl-C, that a loop sees when it can stop with everything saved."""
+"""Preemption signals: SIGTERM, SIGUSR1 and Ctrl-C, which a loop sees when it can stop with everything saved."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 from brainldm.runtime.errors import Stopped
 
-_INSIST = (signal.SIGTERM, signal.SIGINT)
+_STOP = (signal.SIGTERM, signal.SIGINT)
 _WARN = tuple(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name))
-ONE_WISH_SECONDS = 0.5
+SAME_SIGNAL_SECONDS = 0.5
 """Signals this close together are one: a launcher sends SIGTERM to a group and passes it on as well."""
 
+_AGAIN_SECONDS = 0.1
 
-class StopRequest:
+
+class PreemptionHandler:
     """Inside the `with`, SIGTERM, SIGUSR1 and Ctrl-C set `requested` instead of ending the process.
 
     A second SIGTERM or Ctrl-C ends the process at once with exit code 75: what is finished on disk stays, the rest is
@@ -33,7 +37,7 @@ class StopRequest:
         self._sockets: tuple[socket.socket, socket.socket] | None = None
         self._fd_before = -1
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is not threading.main_thread():
             return self
         reading, writing = socket.socketpair()
@@ -41,7 +45,7 @@ class StopRequest:
         self._sockets = reading, writing
         self._fd_before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
-        for number in (*_INSIST, *_WARN):
+        for number in (*_STOP, *_WARN):
             self._before[number] = signal.signal(number, self._request)
         return self
 
@@ -58,34 +62,48 @@ class StopRequest:
 
 
 def _watch(reading: socket.socket) -> None:
-    """End the process at the second wish to stop."""
+    """End the process at the second signal to stop."""
     first = None
     with reading:
         while received := reading.recv(64):
             for number in received:
                 now = time.monotonic()
-                if number not in _INSIST:
+                if number not in _STOP:
                     continue
                 if first is None:
                     first = now
-                elif now - first > ONE_WISH_SECONDS:
+                elif now - first > SAME_SIGNAL_SECONDS:
                     os.write(2, b"brainldm: told to stop a second time: stopped at once. What is finished stays.\n")
                     os._exit(Stopped.exit_code)
 
 
 @contextlib.contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Inside the `with`, SIGTERM and SIGUSR1 raise KeyboardInterrupt as Ctrl-C does. For work whose files are written
-    whole or not at all, outside of a loop that looks at a StopRequest."""
+    """Inside the `with`, SIGTERM, SIGUSR1 and Ctrl-C raise KeyboardInterrupt. For work whose files are written whole or
+    not at all, outside of a loop that looks at a PreemptionHandler. A signal that is ignored stays so."""
 
     def interrupt(number, frame):
+        # What a callback of the garbage collector raises is printed and forgotten: come again a moment later.
+        if _in_collector_callback(frame):
+            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+            return
         raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, *_WARN)}
+        heeded = [number for number in (*_STOP, *_WARN) if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_collector_callback(frame: FrameType | None) -> bool:
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in callbacks:
+            return True
+        frame = frame.f_back
+    return False

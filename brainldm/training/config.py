@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 
 STAGES = ("autoencoder", "diffusion")
@@ -188,10 +189,12 @@ def diffusion_config() -> ml_collections.ConfigDict:
     optimizer.gradient_clip = 1.0
     optimizer.ema_decay = 0.9999  # 0: no moving average
 
-    config.sampling = sampling = ml_collections.ConfigDict()  # of the pictures, and the model folder's defaults
+    config.sampling = sampling = ml_collections.ConfigDict()  # of the images, and the model folder's defaults
     sampling.num_steps = 50
-    sampling.eta = 0.0
-    sampling.guidance = 1.0
+    sampling.eta = 0.0  # 0: deterministic DDIM, 1: ancestral
+    sampling.guidance = 1.0  # of the conditions; 1: none
+    sampling.sampler = "ddim"  # "ddim", "ddpm" or "dpmpp_2m" (DPM-Solver++(2M))
+    sampling.spacing = "leading"  # of the noise levels: "leading", "karras" or "log_snr"
     return config.lock()
 
 
@@ -253,6 +256,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if config.model.dtype not in ("bfloat16", "float32"):
         raise UserError(f"config.model.dtype is {config.model.dtype!r}; it can be bfloat16 or float32.")
+    if stage == "diffusion":
+        try:
+            Sampling(**config.sampling)
+        except UserError as error:
+            raise UserError(f"config.sampling: {error}") from error
     groups = config.model.norm_num_groups
     odd = [width for width in config.model.channels if width % groups]
     if odd:

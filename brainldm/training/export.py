@@ -7,9 +7,11 @@ from pathlib import Path
 import jax
 
 from brainldm import __version__
+from brainldm.diffusion.sampling import Sampling
 from brainldm.parallel.mesh import data_mesh
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
+from brainldm.runtime.format import format_shape
 from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments
 from brainldm.training.restore import load_autoencoder, read_config, restore_state
@@ -62,7 +64,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         schedule=config.schedule.to_dict(),
         prediction=config.loss.prediction,
         latent_scale=float(state.latent_scale),
-        sampling=config.sampling.to_dict(),
+        sampling=Sampling(**config.sampling),
         grid=grid,
         covariates=covariates,
         provenance={
@@ -78,7 +80,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         version=__version__,
         dataset=name,
         scans=facts["scans_training"],
-        shape="x".join(map(str, grid.shape)),
+        shape=format_shape(grid.shape),
         spacing=spacing,
         autoencoder_steps=steps,
         diffusion_steps=int(state.step),

@@ -21,7 +21,7 @@ from brainldm.parallel.stop_vote import StopVote, in_turn
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.files import write_json
-from brainldm.runtime.signals import StopRequest, stop_at_once
+from brainldm.runtime.signals import PreemptionHandler, stop_at_once
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.config import validate
 from brainldm.training.metrics import MetricWriter, plot_progress
@@ -113,7 +113,7 @@ def _loop(
 
     counting = Progress(f"training the {config.stage}", config.num_steps, start) if primary else _no_counter()
     try:
-        with StopRequest() as request, counting as counter:
+        with PreemptionHandler() as request, counting as counter:
             vote = StopVote(stage.mesh, request)
             # The order is fixed: train, read, validate the new state, draw, save. What is saved has been read and found
             # finite, and holds its own validation, so that a continued run repeats nothing and leaves nothing out.

@@ -11,8 +11,11 @@ import safetensors.numpy
 
 from brainldm import __version__
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, require_new_folder, write_atomically
+from brainldm.runtime.format import format_shape
+from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
 from brainldm.weights.monai import (
@@ -90,7 +93,7 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
         schedule=unstated.schedule,
         prediction=unstated.prediction,
         latent_scale=unstated.latent_scale,
-        sampling={"num_steps": 50, "eta": 0.0, "guidance": 1.0},
+        sampling=Sampling(),
         grid=grid,
         covariates=covariates,
         provenance={"brainldm": __version__, "converted_from": "MONAI state dicts", **hashes},
@@ -98,7 +101,7 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
     factor = 2 ** (len(spec.unet["channels"]) - 1)
     if any(side % factor for side in spec.latent_shape[:3]):
         raise UserError(
-            f"At {unstated.spacing_mm:g} mm the latents are {'x'.join(map(str, spec.latent_shape[:3]))}, and the "
+            f"At {unstated.spacing_mm:g} mm the latents are {format_shape(spec.latent_shape[:3])}, and the "
             f"denoising network needs sides that divide by {factor}. Was it trained at another spacing?"
         )
     card = CARD.format(version=__version__, autoencoder=Path(autoencoder).name, unet=Path(unet).name, **hashes)
@@ -110,15 +113,15 @@ def to_monai(model_folder: str | Path, folder: str | Path) -> list[Path]:
 
     PyTorch reads them with `safetensors.torch.load_file`. Raises UserError for a network that MONAI cannot express.
     """
-    folder = require_new_folder(folder)
-    model = load_model(model_folder)
-    files = {
-        "autoencoder.safetensors": autoencoder_to_monai(model.autoencoder),
-        "model.safetensors": unet_to_monai(model.unet),
-    }
-    for name, tensors in files.items():
-        write_atomically(folder / name, safetensors.numpy.save(tensors))
-    return [folder / name for name in files]
+    with new_folder(folder) as folder:
+        model = load_model(model_folder)
+        files = {
+            "autoencoder.safetensors": autoencoder_to_monai(model.autoencoder),
+            "model.safetensors": unet_to_monai(model.unet),
+        }
+        for name, tensors in files.items():
+            write_atomically(folder / name, safetensors.numpy.save(tensors))
+        return [folder / name for name in files]
 
 
 def parse_head_channels(text: str | None) -> Sequence[int] | None:

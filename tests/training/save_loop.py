@@ -14,7 +14,7 @@ import numpy as np
 
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.lock import locked
-from brainldm.runtime.signals import StopRequest
+from brainldm.runtime.signals import PreemptionHandler
 from brainldm.training.checkpoints import Checkpoints, abstract_like
 from brainldm.training.metrics import MetricWriter, read_metrics
 
@@ -66,7 +66,7 @@ def save(checkpoints: Checkpoints, step: int, size: int = 1000) -> None:
 
 def save_for_ever(workdir: Path, size: int) -> None:
     """Save step after step, heedless of a wish to stop, until the process is killed."""
-    with StopRequest():
+    with PreemptionHandler():
         checkpoints = Checkpoints(workdir)
         step = checkpoints.begin() or 0
         if step:
@@ -218,7 +218,7 @@ def hold_lock(folder: Path) -> None:
 
 def wait_in_one_call(folder: Path) -> None:
     """Want to stop, inside one long call that Python cannot interrupt: a thread waits for another one."""
-    with StopRequest() as stop:
+    with PreemptionHandler() as stop:
         (folder / "ready").touch()
         while not stop.requested:
             time.sleep(0.01)
