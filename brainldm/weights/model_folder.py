@@ -239,6 +239,11 @@ def _read(path: Path, shapes: Any) -> Any:
         tensors = safetensors.numpy.load_file(path)
     except Exception as error:  # the safetensors package raises its own kinds
         raise UserError(f"{path}: not a readable safetensors file ({error}).") from error
-    params = flax.traverse_util.unflatten_dict(tensors, sep="/")
-    check_params(params, shapes, str(path))
-    return params
+    check_params(tensors, shapes, str(path))
+    wrong = sorted(name for name, array in tensors.items() if not jnp.issubdtype(array.dtype, jnp.floating))
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} parameters are no floating-point numbers, {wrong[0]} is {tensors[wrong[0]].dtype}. "
+            "These are not the weights of this model."
+        )
+    return flax.traverse_util.unflatten_dict(tensors, sep="/")
