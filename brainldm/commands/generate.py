@@ -29,9 +29,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
     parser.add_argument("--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions")
     for flag in _CONDITION_FLAGS:
-        parser.add_argument(
-            f"--{flag}", metavar="VALUE|LOW:HIGH", help="drawn from what the model was trained on if left out"
-        )
+        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help="left out: drawn from what the model saw")
     parser.add_argument(
         "--condition",
         action="append",
@@ -39,9 +37,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME=VALUE|LOW:HIGH",
         help="any other condition of the model, by its name; can be given several times",
     )
-    parser.add_argument(
-        "--extrapolate", action="store_true", help="allow conditions outside what the model was trained on"
-    )
+    parser.add_argument("--extrapolate", action="store_true", help="allow conditions that the model never saw")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
@@ -51,7 +47,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "--batch-size",
         type=int,
         default=4,
-        help="brains drawn at once, part of what decides their last digits (default 4)",
+        help="brains drawn at once; it decides last digits (default 4)",
     )
     parser.set_defaults(makes="out")
 

@@ -69,8 +69,8 @@ def read_conditions(path: str | Path, covariates: Covariates) -> list[dict[str, 
 def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool) -> list[bool]:
     """Which rows lie outside what the model knows. Raises UserError for the first unless `extrapolate`.
 
-    Outside is what no training scan reached or, for a model that does not say what these were, its range. A value so far
-    off that it cannot be meant is refused all the same.
+    Outside is what no training scan reached or, for a model that does not say what these were, its range. A value so
+    far off that it cannot be meant is refused all the same.
     """
     flags = []
     for number, row in enumerate(rows):
