@@ -80,7 +80,8 @@ def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, 
                 f"Brain {number + 1}: {'; '.join(outside)}. The model never saw such a brain. Ask for one inside the "
                 "range, or pass --extrapolate to try all the same (it will be said in the output)."
             )
-        normalised = covariates.encode([row])[0] if outside else np.zeros(1)
+        with np.errstate(over="ignore"):
+            normalised = covariates.encode([row])[0] if outside else np.zeros(1)
         if not np.isfinite(normalised).all() or np.abs(normalised).max() > FARTHEST:
             raise UserError(f"Brain {number + 1}: {'; '.join(outside)}. That is too far off to be meant.")
         flags.append(bool(outside))

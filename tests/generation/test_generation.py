@@ -139,7 +139,8 @@ def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
 
 def test_a_brain_is_the_same_however_many_are_drawn_with_it(model, tmp_path):
     for count in (1, 5):
-        generate(model, tmp_path / str(count), [ROW] * count, Settings(Sampling(2), seed=3, batch_size=4))
+        settings = Settings(Sampling(2), seed=3, batch_size=4, extrapolate=True)
+        generate(model, tmp_path / str(count), [ROW] * count, settings)
     image = "sub-0001/anat/sub-0001_T1w"
     for end in (".nii.gz", ".json"):
         assert (tmp_path / "1" / f"{image}{end}").read_bytes() == (tmp_path / "5" / f"{image}{end}").read_bytes()
@@ -194,7 +195,7 @@ def test_a_model_that_does_not_say_what_it_was_trained_on_has_its_ranges():
 def test_an_output_folder_that_holds_something_is_left_alone(model, tmp_path):
     (tmp_path / "data.csv").write_text("1,2,3")
     with pytest.raises(UserError, match="already holds"):
-        generate(model, tmp_path, [ROW], Settings(Sampling(2)))
+        generate(model, tmp_path, [ROW], Settings(Sampling(2), extrapolate=True))
     assert [p.name for p in tmp_path.iterdir()] == ["data.csv"]
 
 
