@@ -123,7 +123,7 @@ def conditions_in_words(synthetic: str | Path, real: str | Path) -> dict[str, di
     tables = {"synthetic": read_participants(synthetic), "real": read_participants(real)}
     names = [name for name in tables["synthetic"].columns if name not in _NOT_CONDITIONS]
     return {
-        name: {which: _in_words(table[name]) for which, table in tables.items() if name in table.columns}
+        name: {which: _in_words(table.cells(name)) for which, table in tables.items() if name in table.columns}
         for name in names
     }
 
@@ -141,7 +141,7 @@ def _in_words(cells: Sequence[str]) -> str:
 def _filled(root: str | Path) -> set[str]:
     """The columns of a dataset that hold anything."""
     table = read_participants(root)
-    return {name for name in table.columns if not all(map(is_missing, table[name]))}
+    return {name for name in table.columns if not all(map(is_missing, table.cells(name)))}
 
 
 def _conditions(columns: set[str]) -> Covariates:
