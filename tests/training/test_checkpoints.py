@@ -8,7 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import save_loop
 from save_loop import wait_for
@@ -35,8 +34,8 @@ def names(workdir: Path) -> list[str]:
     return sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
 
-def test_kill_9_while_saving_ten_times(start, tmp_path):
-    size, random, reached = 500_000, np.random.default_rng(), [0]
+def test_kill_9_while_saving_ten_times(start, tmp_path, random):
+    size, reached = 500_000, [0]
     for _ in range(10):
         process = start(save_loop.save_for_ever, tmp_path, size)
         end = time.monotonic() + 180
@@ -70,9 +69,10 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_step_with_any_damaged_file_is_not_used(two_steps, tmp_path, capsys, damage):
-    files = sorted(p.relative_to(two_steps) for p in (two_steps / "checkpoints/2").rglob("*") if p.is_file())
-    parts = {str(path.relative_to("checkpoints/2")).split("/")[0] for path in files}
+def test_damage_of_any_file_of_a_step_is_found(two_steps, tmp_path, damage):
+    folder = shutil.copytree(two_steps / "checkpoints", tmp_path / "checkpoints")
+    files = sorted(path for path in (folder / "2").rglob("*") if path.is_file())
+    parts = {path.relative_to(folder / "2").parts[0] for path in files}
     assert parts == {
         "SHA256SUMS",
         "_CHECKPOINT_METADATA",
@@ -82,21 +82,32 @@ def test_a_step_with_any_damaged_file_is_not_used(two_steps, tmp_path, capsys, d
         "progress",
         "state",
     }
-    for number, file in enumerate(files):
-        workdir = shutil.copytree(two_steps, tmp_path / str(number))
-        DAMAGES[damage](workdir / file)
-        assert save_loop.restored(workdir)[0] == 1  # reading, which leaves all as it is
-        assert names(workdir) == ["1", "2"]
-        said = capsys.readouterr().err
-        assert "checkpoints/2 is damaged" in said and "falling back to step 1" in said
-        if file.name != checkpoint_folder.SUMS:
-            assert str(file.relative_to("checkpoints/2")) in said
-        checkpoints = Checkpoints(workdir)
-        assert checkpoints.begin() == 1
-        save_loop.save(checkpoints, 2)
-        checkpoints.finish()
-        assert names(workdir) == ["1", "2", "2.damaged"]
-        assert save_loop.restored(workdir)[0] == 2
+    for file in files:
+        content = file.read_bytes()
+        DAMAGES[damage](file)
+        found = checkpoint_folder.find_damage(folder, 2)
+        name = file.relative_to(folder / "2").as_posix()
+        assert found is not None and (file.name == checkpoint_folder.SUMS or found.startswith(f"{name}: "))
+        file.write_bytes(content)
+        assert checkpoint_folder.find_damage(folder, 2) is None
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_step_is_not_used_and_saved_again(two_steps, tmp_path, capsys, random, damage):
+    workdir = Path(shutil.copytree(two_steps, tmp_path / "run"))
+    file = random.choice(sorted(path for path in (workdir / "checkpoints/2").rglob("*") if path.is_file()))
+    DAMAGES[damage](file)
+    capsys.readouterr()
+    assert save_loop.restored(workdir)[0] == 1  # reading, which leaves all as it is
+    assert names(workdir) == ["1", "2"]
+    said = capsys.readouterr().err
+    assert "checkpoints/2 is damaged" in said and "falling back to step 1" in said
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.begin() == 1
+    save_loop.save(checkpoints, 2)
+    checkpoints.finish()
+    assert names(workdir) == ["1", "2", "2.damaged"]
+    assert save_loop.restored(workdir)[0] == 2
 
 
 def test_an_added_file_is_damage(two_steps, tmp_path):

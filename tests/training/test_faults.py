@@ -53,8 +53,8 @@ def check_same(one: Path, two: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
 
 
-def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(straight, tmp_path, start):
-    workdir, random, kills = tmp_path / "run", np.random.default_rng(), 0
+def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(straight, tmp_path, start, random):
+    workdir, kills = tmp_path / "run", 0
     for _ in range(3):
         process = start(save_loop.train_small, workdir)
         wait_for(workdir / "run.json", process)

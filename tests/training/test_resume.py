@@ -16,30 +16,30 @@ from brainldm.training.checkpoint_folder import finished_steps
 EVERY = {"autoencoder": 3, "diffusion": 9}  # of 24 and 72 steps
 
 
-def kill_after(process, workdir: Path, step: int) -> None:
-    """Kill a run somewhere after it has finished a step (0: after its start)."""
+def kill_after(process, workdir: Path, step: int, pause: float) -> None:
+    """Kill a run `pause` seconds after it has finished a step (0: after its start)."""
     end = time.monotonic() + 600
     while not (max(finished_steps(workdir / "checkpoints"), default=0) >= step and (workdir / "run.json").exists()):
         assert time.monotonic() < end and process.exitcode in (None, 0)
         if process.exitcode == 0:
             return
         time.sleep(0.005)
-    time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
+    time.sleep(pause)
     process.kill()
     process.join()
 
 
 @pytest.mark.parametrize("stage", EVERY)
-def test_killed_runs_end_as_an_undisturbed_one(demo_run, tmp_path, start, stage):
+def test_killed_runs_end_as_an_undisturbed_one(demo_run, tmp_path, start, random, stage):
     straight, workdir, every = demo_run / stage, tmp_path / stage, EVERY[stage]
     config = restore.read_config(straight)
     last = config.num_steps
-    moment = int(np.random.default_rng().integers(0, last - every))
+    moment = int(random.integers(0, last - every))
 
     def run():
         return start(save_loop.train, straight / "config.json", workdir, every)
 
-    kill_after(run(), workdir, moment)
+    kill_after(run(), workdir, moment, float(random.uniform(0, 0.3)))
     if (workdir / "metrics.jsonl").exists():  # lines that are too late, and one that the kill has cut
         with (workdir / "metrics.jsonl").open("a") as file:
             file.write(f'{{"step": {last}, "split": "train", "loss": 0.1}}\n{{"step": {last}, "spl')
