@@ -109,7 +109,7 @@ def verify_sums(folder: str | Path, sums: Mapping[str, str], names: Iterable[str
     folder = Path(folder)
 
     def problem(name: str) -> str | None:
-        if not name or name not in sums or not (folder / name).exists():
+        if not name or name not in sums or not os.path.exists(folder / name):
             return "missing"
         found = file_sha256(folder / name)
         return "cannot be read" if found is None else None if found == sums[name] else "changed"

@@ -10,13 +10,13 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from brainldm.fingerprint.options import CheckOptions
 
 from brainldm.datasets.covariates import Covariates
 from brainldm.fingerprint.collect import collect
 from brainldm.fingerprint.data_costs import DataSizes, costs
 from brainldm.fingerprint.distributions import PERCENTILES, describe_columns, intensities
 from brainldm.fingerprint.duplicates import same_files
+from brainldm.fingerprint.options import CheckOptions
 from brainldm.fingerprint.page import render
 from brainldm.fingerprint.text import lines
 from brainldm.runtime.errors import UserError

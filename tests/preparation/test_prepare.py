@@ -12,7 +12,6 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
-from brainldm.volumes.plausibility import looks_like_labels
 
 from brainldm import cli
 from brainldm.datasets.bids import read_dataset
@@ -26,6 +25,7 @@ from brainldm.runtime.errors import Stopped, UserError
 from brainldm.runtime.lock import LOCK, locked
 from brainldm.volumes.grids import training_grid
 from brainldm.volumes.nifti import Volume, block_average, read_volume
+from brainldm.volumes.plausibility import looks_like_labels
 
 GRID = training_grid(4)
 FAST = PrepareOptions(grid="paper-4mm", registered=True)
