@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.diffusion.sampling import decode_latents, sample_latents
+from brainldm.diffusion.sampling import Sampling, decode_latents, sample_latents
 from brainldm.diffusion.schedule import make_schedule
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.unet import DiffusionUNet
@@ -38,7 +38,7 @@ def main(steps: int) -> None:
 
     def sample(params, condition, keys):
         return sample_latents(
-            unet, params, schedule, condition, keys, latent.shape[1:], prediction="epsilon", num_steps=steps
+            unet, params, schedule, Sampling(steps), condition, keys, latent.shape[1:], prediction="epsilon"
         )
 
     encode = jax.jit(lambda params, x: autoencoder.apply({"params": params}, x, method="encode")[0])

@@ -84,16 +84,13 @@ def _demo(out: Path, size: Size) -> dict[str, Any]:
     export(out / "autoencoder", out / "diffusion", out / "model")
     model = load_model(out / "model")
     rows = read_conditions(out / "held_out", model.spec.covariates)
-    sampling = model.spec.sampling
     generate(
         model,
         out / "synthetic",
         rows,
         Settings(
+            sampling=model.spec.sampling,
             seed=SEED,
-            num_steps=sampling["num_steps"],
-            eta=sampling["eta"],
-            guidance=sampling["guidance"],
             batch_size=min(8, size.brains),
             extrapolate=True,
         ),

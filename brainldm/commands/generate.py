@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 
 from brainldm.runtime.errors import UserError
@@ -34,9 +35,11 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         help="any other condition of the model, by its name; can be given several times",
     )
     parser.add_argument("--extrapolate", action="store_true", help="allow conditions outside the model's range")
-    parser.add_argument("--steps", type=int, help="DDIM steps (default: the model's)")
+    parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
+    parser.add_argument("--sampler", help="ddim, ddpm or dpmpp_2m (default: the model's)")
+    parser.add_argument("--spacing", help="of the noise levels: leading, karras or log_snr (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=4, help="brains drawn at once (default 4)")
     parser.set_defaults(makes="out")
 
@@ -60,23 +63,28 @@ def run(options: argparse.Namespace) -> None:
         named[name] = value
     if options.participants and named:
         raise UserError("--participants and single conditions exclude each other. Put the conditions into the table.")
-    if options.n is not None and options.n < 1 or options.batch_size < 1 or (options.steps or 1) < 1:
-        raise UserError("--n, --steps and --batch-size must be at least 1.")
+    if options.n is not None and options.n < 1 or options.batch_size < 1:
+        raise UserError("--n and --batch-size must be at least 1.")
+    asked = {
+        "num_steps": options.steps,
+        "eta": options.eta,
+        "guidance": options.guidance,
+        "sampler": options.sampler,
+        "spacing": options.spacing,
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
     model = load_model(options.model)
     if options.participants:
         rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
     else:
         rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
-    defaults = model.spec.sampling
     generate(
         model,
         options.out,
         rows,
         Settings(
+            sampling=dataclasses.replace(model.spec.sampling, **asked),
             seed=options.seed,
-            num_steps=options.steps or defaults["num_steps"],
-            eta=defaults["eta"] if options.eta is None else options.eta,
-            guidance=defaults["guidance"] if options.guidance is None else options.guidance,
             batch_size=min(options.batch_size, len(rows)),
             extrapolate=options.extrapolate,
         ),

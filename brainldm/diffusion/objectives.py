@@ -1,6 +1,6 @@
 """What the network is trained to predict, and the loss.
 
-Symbols: x_0 a clean latent, eps the noise, a = alpha_bar_t, x_t = sqrt(a) x_0 + sqrt(1 - a) eps. Arrays are
+Symbols: x_0 a clean latent, eps the noise, a = alpha_bar_t, b = 1 - a, x_t = sqrt(a) x_0 + sqrt(b) eps. Arrays are
 [B, ...] with the batch first; t is [B] or a scalar integer. All arithmetic here is float32 whatever comes in.
 """
 
@@ -9,19 +9,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from brainldm.diffusion.schedule import Schedule, alpha_bar
+from brainldm.diffusion.schedule import Chain, Schedule, alpha_bar
 from brainldm.runtime.errors import UserError
 
 PREDICTIONS = ("epsilon", "velocity", "x0")
 
-# denoise(x_t [B, ...], t [B] int32) -> the network's output [B, ...]
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+# network(x_t [B, ...], t [B]) -> what it predicts [B, ...]
+Network = Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def _coefficients(schedule: Schedule, t: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
-    """sqrt(a) and sqrt(1 - a), shaped to broadcast against [B, ...] arrays of `ndim` axes."""
-    signal, noise = alpha_bar(schedule, t, ndim)
-    return jnp.sqrt(signal), jnp.sqrt(noise)
+# denoise(x [B, ...], i) -> (x_0, eps) that the network believes in at level i of a chain, [B, ...] float32 each
+Denoise = Callable[[jax.Array, int | jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def check_prediction(prediction: str) -> None:
@@ -31,15 +28,15 @@ def check_prediction(prediction: str) -> None:
 
 
 def add_noise(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """x_t = sqrt(a) x_0 + sqrt(1 - a) eps (Ho et al. 2020, eq. 4), float32."""
-    signal_scale, noise_scale = _coefficients(schedule, t, x0.ndim)
-    return signal_scale * x0.astype(jnp.float32) + noise_scale * noise.astype(jnp.float32)
+    """x_t = sqrt(a) x_0 + sqrt(b) eps (Ho et al. 2020, eq. 4), float32."""
+    a, b = alpha_bar(schedule, t, x0.ndim)
+    return jnp.sqrt(a) * x0.astype(jnp.float32) + jnp.sqrt(b) * noise.astype(jnp.float32)
 
 
 def target(schedule: Schedule, prediction: str, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """What the network should output, float32.
 
-    "epsilon": the noise. "x0": the clean latent. "velocity": v = sqrt(a) eps - sqrt(1 - a) x_0
+    "epsilon": the noise. "x0": the clean latent. "velocity": v = sqrt(a) eps - sqrt(b) x_0
     (Salimans and Ho 2022, appendix D). Raises UserError for another prediction type.
     """
     check_prediction(prediction)
@@ -48,38 +45,54 @@ def target(schedule: Schedule, prediction: str, x0: jax.Array, noise: jax.Array,
         return noise
     if prediction == "x0":
         return x0
-    signal_scale, noise_scale = _coefficients(schedule, t, x0.ndim)
-    return signal_scale * noise - noise_scale * x0
+    a, b = alpha_bar(schedule, t, x0.ndim)
+    return jnp.sqrt(a) * noise - jnp.sqrt(b) * x0
 
 
 def to_x0_and_noise(
-    schedule: Schedule, prediction: str, output: jax.Array, x_t: jax.Array, t: jax.Array
+    prediction: str, output: jax.Array, x_t: jax.Array, a: jax.Array, b: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The (x_0, eps) that the network's output stands for at x_t, float32. Nothing is clipped.
+
+    a, b: alpha_bar and 1 - alpha_bar of x_t, scalars or shaped to broadcast against it. Raises UserError for an unknown
+    prediction type.
+    """
+    check_prediction(prediction)
+    alpha, sigma = jnp.sqrt(a), jnp.sqrt(b)
+    x_t, output = x_t.astype(jnp.float32), output.astype(jnp.float32)
+    if prediction == "epsilon":
+        return (x_t - sigma * output) / alpha, output
+    if prediction == "x0":
+        return output, (x_t - alpha * output) / sigma
+    return alpha * x_t - sigma * output, alpha * output + sigma * x_t
+
+
+def denoiser(network: Network, chain: Chain, prediction: str) -> Denoise:
+    """What a sampler calls: the network at the levels of a chain, its output read as (x_0, eps).
 
     Raises UserError for an unknown prediction type.
     """
     check_prediction(prediction)
-    signal_scale, noise_scale = _coefficients(schedule, t, x_t.ndim)
-    x_t, output = x_t.astype(jnp.float32), output.astype(jnp.float32)
-    if prediction == "epsilon":
-        return (x_t - noise_scale * output) / signal_scale, output
-    if prediction == "x0":
-        return output, (x_t - signal_scale * output) / noise_scale
-    return signal_scale * x_t - noise_scale * output, signal_scale * output + noise_scale * x_t
+    t, a, b = map(jnp.asarray, chain)
+
+    def denoise(x: jax.Array, i: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+        output = network(x, jnp.broadcast_to(t[i], x.shape[:1]))
+        return to_x0_and_noise(prediction, output, x, a[i], b[i])
+
+    return denoise
 
 
 def min_snr_weight(schedule: Schedule, prediction: str, t: jax.Array, gamma: float | jax.Array) -> jax.Array:
     """The Min-SNR-gamma weight of the squared error (Hang et al. 2023, eq. 8 and section 3.4), shape of t,
     float32.
 
-    With SNR = a / (1 - a), an error e in x_0 is an error of sqrt(SNR) e in eps and of sqrt(SNR + 1) e in v,
+    With SNR = a / b, an error e in x_0 is an error of sqrt(SNR) e in eps and of sqrt(SNR + 1) e in v,
     so the weight min(SNR, gamma) of an x_0 loss becomes min(SNR, gamma) / SNR for epsilon and min(SNR,
     gamma) / (SNR + 1) for velocity. Raises UserError for an unknown prediction type.
     """
     check_prediction(prediction)
-    signal, noise = alpha_bar(schedule, t)
-    snr = signal / noise
+    a, b = alpha_bar(schedule, t)
+    snr = a / b
     clipped = jnp.minimum(snr, jnp.asarray(gamma, jnp.float32))
     if prediction == "epsilon":
         return clipped / snr
@@ -91,7 +104,7 @@ def min_snr_weight(schedule: Schedule, prediction: str, t: jax.Array, gamma: flo
 def diffusion_loss(
     schedule: Schedule,
     prediction: str,
-    denoise: Denoise,
+    network: Network,
     x0: jax.Array,
     noise: jax.Array,
     t: jax.Array,
@@ -100,11 +113,11 @@ def diffusion_loss(
     """The squared error of the prediction for each sample, mean over all axes but the batch (Ho et al.
     2020, eq. 14).
 
-    x0, noise: [B, ...]; t: [B] integers in 0 ... T - 1; `denoise(x_t, t)` returns the output of the network.
+    x0, noise: [B, ...]; t: [B] integers in 0 ... T - 1; `network(x_t, t)` returns what it predicts.
     min_snr_gamma: weight each sample by `min_snr_weight` (5 is the paper's choice); None weights all t alike.
     Returns [B] float32.
     """
-    output = denoise(add_noise(schedule, x0, noise, t), t)
+    output = network(add_noise(schedule, x0, noise, t), t)
     error = jnp.square(output.astype(jnp.float32) - target(schedule, prediction, x0, noise, t))
     loss = jnp.mean(error, axis=tuple(range(1, error.ndim)))
     if min_snr_gamma is None:

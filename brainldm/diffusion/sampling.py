@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,37 +11,94 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.diffusion.guidance import guided, match_batch, unguided
-from brainldm.diffusion.samplers import ddim, initial_noise
-from brainldm.diffusion.schedule import Schedule
+from brainldm.diffusion.guidance import guided
+from brainldm.diffusion.objectives import denoiser
+from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, initial_noise, step_noise
+from brainldm.diffusion.schedule import Schedule, check_spacing, make_chain
+from brainldm.runtime.errors import UserError
+
+SAMPLERS = {
+    "ddim": ddim,
+    "ddpm": lambda denoise, chain, x, noise, eta: ddpm(denoise, chain, x, noise),
+    "dpmpp_2m": lambda denoise, chain, x, noise, eta: dpmpp_2m(denoise, chain, x),
+}
+
+MAX_GUIDANCE = 100.0
+
+Constraint = Callable[[jax.Array], jax.Array]
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn from a diffusion model.
+
+    num_steps: evaluations of the network. eta: 0 deterministic DDIM, 1 ancestral; other samplers have none. guidance:
+    scale of classifier-free guidance, 1 is the plain conditional model. sampler: one of SAMPLERS. spacing: one of
+    `schedule.SPACINGS`.
+
+    Raises UserError for a value that cannot be meant.
+    """
+
+    num_steps: int = 50
+    eta: float = 0.0
+    guidance: float = 1.0
+    sampler: str = "ddim"
+    spacing: str = "leading"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_steps, int) or isinstance(self.num_steps, bool) or self.num_steps < 1:
+            raise UserError(f"The number of sampling steps is {self.num_steps!r}; it must be a whole number from 1 on.")
+        for name, value, highest in (("eta", self.eta, 1.0), ("guidance", self.guidance, MAX_GUIDANCE)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not 0.0 <= value <= highest:
+                raise UserError(f"{name} of the sampling is {value!r}; it must be a number from 0 to {highest:g}.")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"Unknown sampler {self.sampler!r}: the samplers are {', '.join(SAMPLERS)}.")
+        if self.sampler != "ddim" and self.eta != 0:
+            raise UserError(
+                f"eta of the sampling is {self.eta:g}, which only the sampler ddim has. Set it to 0 for {self.sampler}."
+            )
+        check_spacing(self.spacing)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as a plain dictionary; `Sampling(**content)` is the reverse, also for one that lacks some."""
+        return dataclasses.asdict(self)
 
 
 def sample_latents(
     unet: nn.Module,
     params: Any,
     schedule: Schedule,
-    condition: jax.Array,
+    sampling: Sampling,
+    c: jax.Array,
     keys: jax.Array,
     latent_shape: tuple[int, ...],
     *,
     prediction: str,
-    num_steps: int,
-    eta: float | jax.Array = 0.0,
-    guidance: float | jax.Array | None = None,
-    place: Callable[[jax.Array], jax.Array] = lambda x: x,
+    constrain: Constraint = _same,
 ) -> jax.Array:
-    """Scaled latents [B, *latent_shape] for `condition` [B, K], by DDIM; `keys` [B] decide each sample's noise.
+    """Scaled latents [B, *latent_shape] for normalised conditions c [B, K]; `keys` [B] decide each sample's noise.
 
-    `eta` and `guidance` may be traced. `guidance` None leaves out the unconditional half of the network's batch,
-    which is half the work and equals guidance 1. `place` keeps arrays [B, ...] split over devices, where they are.
+    `constrain` keeps arrays [B, ...] sharded over devices as they are. Raises UserError for more steps than the
+    schedule has.
     """
+    variables = {"params": params}
 
-    def denoise_with_drop(x, t, drop):
-        return place(unet.apply({"params": params}, place(x), t, match_batch(condition, x), drop))
+    def network(x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
+        return constrain(unet.apply(variables, constrain(x), t, c))
 
-    denoise = unguided(denoise_with_drop) if guidance is None else guided(denoise_with_drop, guidance)
-    noise = place(initial_noise(keys, latent_shape))
-    return ddim(denoise, schedule, noise, keys, num_steps=num_steps, eta=eta, prediction=prediction)
+    null = unet.apply(variables, method="null_conditions")
+    guided_network = guided(network, null, sampling.guidance)
+    chain = make_chain(schedule, sampling.num_steps, sampling.spacing)
+    denoise = denoiser(lambda x, t: guided_network(x, t, c), chain, prediction)
+    x = constrain(initial_noise(keys, latent_shape))
+    # Hidden from the compiler, which would else fold the number into other roundings than those of a traced eta.
+    eta = jax.lax.optimization_barrier(jnp.float32(sampling.eta)) if sampling.eta else 0.0
+    return SAMPLERS[sampling.sampler](denoise, chain, x, lambda i: step_noise(keys, i, latent_shape), eta)
 
 
 def decode_latents(
@@ -49,19 +108,19 @@ def decode_latents(
     latent_scale: float | jax.Array,
     *,
     at_once: int = 1,
-    place: Callable[[jax.Array], jax.Array] = lambda x: x,
+    constrain: Constraint = _same,
 ) -> jax.Array:
     """Images [B, D, H, W] in [0, 1] of scaled latents, `at_once` at a time, so that memory does not grow with B.
 
-    `at_once` divides B; where a batch is split over devices it is the number of parts, and `place` keeps arrays
-    [at_once, d, h, w, C] split.
+    `at_once` divides B; where a batch is sharded over devices it is the number of shards, and `constrain` keeps arrays
+    [at_once, d, h, w, C] sharded.
     """
 
     def decode(group):
-        image = autoencoder.apply({"params": params}, place(group) / latent_scale, method="decode")
-        return jnp.clip(place(image)[..., 0], 0.0, 1.0)
+        image = autoencoder.apply({"params": params}, constrain(group) / latent_scale, method="decode")
+        return jnp.clip(constrain(image)[..., 0], 0.0, 1.0)
 
-    # A group takes one row of each part of the batch, so that rows stay on their devices.
+    # A group takes one row of each shard of the batch, so that rows stay on their devices.
     groups = latents.reshape(at_once, -1, *latents.shape[1:]).swapaxes(0, 1)
     images = jax.lax.map(decode, groups)
     return images.swapaxes(0, 1).reshape(latents.shape[0], *images.shape[2:])

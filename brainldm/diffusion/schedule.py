@@ -1,4 +1,4 @@
-"""Noise schedules: the tables of a discrete-time diffusion process and its time steps.
+"""Noise schedules: the tables of a discrete-time diffusion process, and the chains of noise levels that samplers walk.
 
 The tables are computed once in float64 numpy and kept as float32 numpy arrays: 1 - alpha_bar is a table of
 its own, because float32 subtraction near alpha_bar = 1 would lose four digits of it. Numpy arrays, not
@@ -15,6 +15,11 @@ import numpy as np
 from brainldm.runtime.errors import UserError
 
 SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine")
+
+SPACINGS = ("leading", "karras", "log_snr")
+"""How a chain spreads its noise levels, see `make_chain`."""
+
+KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
 
 # Nichol and Dhariwal 2021, section 3.2: the offset s of the cosine schedule and the ceiling of its betas.
 COSINE_OFFSET = 0.008
@@ -73,6 +78,19 @@ def make_schedule(
     return Schedule(alphas_cumprod.astype(np.float32), (1.0 - alphas_cumprod).astype(np.float32))
 
 
+class Chain(NamedTuple):
+    """The noise levels that a sampler visits, from the noisiest to the clean latent. A pytree.
+
+    `t` [n] are the time steps that the network is given, descending; they may lie between two steps of the schedule.
+    `a` and `b` [n + 1] are alpha_bar and 1 - alpha_bar of the same levels and of the end, 1 and 0 exactly. Step i of a
+    sampler leads from level i to level i + 1. All float32.
+    """
+
+    t: np.ndarray | jax.Array
+    a: np.ndarray | jax.Array
+    b: np.ndarray | jax.Array
+
+
 def alpha_bar(schedule: Schedule, t: jax.Array, ndim: int = 0) -> tuple[jax.Array, jax.Array]:
     """alpha_bar_t and 1 - alpha_bar_t, float32, with trailing axes of size 1 up to `ndim` axes.
 
@@ -81,12 +99,60 @@ def alpha_bar(schedule: Schedule, t: jax.Array, ndim: int = 0) -> tuple[jax.Arra
     """
     t = jnp.asarray(t)
     index = jnp.maximum(t, 0)
-    signal = jnp.where(t < 0, 1.0, jnp.asarray(schedule.alphas_cumprod, jnp.float32)[index])
-    noise = jnp.where(t < 0, 0.0, jnp.asarray(schedule.one_minus_alphas_cumprod, jnp.float32)[index])
+    a = jnp.where(t < 0, 1.0, jnp.asarray(schedule.alphas_cumprod, jnp.float32)[index])
+    b = jnp.where(t < 0, 0.0, jnp.asarray(schedule.one_minus_alphas_cumprod, jnp.float32)[index])
     if t.ndim:
         shape = t.shape + (1,) * (ndim - t.ndim)
-        signal, noise = signal.reshape(shape), noise.reshape(shape)
-    return signal, noise
+        a, b = a.reshape(shape), b.reshape(shape)
+    return a, b
+
+
+def make_chain(schedule: Schedule, num_steps: int, spacing: str = "leading") -> Chain:
+    """The chain of `num_steps` noise levels of a schedule (concrete arrays), from noise to the clean latent.
+
+    "leading": time steps are the multiples of T // num_steps, ending at 0, as for the released brain LDM; for T = 1000
+    and 50 steps 980, 960, ..., 0. The other two go from T - 1 to 0. "karras": with sigma = sqrt((1 - a) / a), the
+    levels are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5). "log_snr": evenly spaced in lambda =
+    log(sqrt(a / (1 - a))), as DPM-Solver does (Lu et al. 2022). Where a level lies between two steps of the schedule, t
+    is interpolated linearly in lambda.
+
+    Raises UserError unless 1 <= num_steps <= T, and for an unknown spacing.
+    """
+    check_spacing(spacing)
+    t = ddim_timesteps(schedule.num_train_steps, num_steps)
+    if spacing == "leading":
+        return _ended(t, np.asarray(schedule.alphas_cumprod)[t], np.asarray(schedule.one_minus_alphas_cumprod)[t])
+    log_snr = _log_snr(schedule)
+    fraction = np.linspace(0.0, 1.0, num_steps)
+    if spacing == "karras":
+        root_max, root_min = np.exp(-log_snr[[-1, 0]] / KARRAS_RHO)
+        wanted = -KARRAS_RHO * np.log(root_max + fraction * (root_min - root_max))
+    else:
+        wanted = log_snr[-1] + fraction * (log_snr[0] - log_snr[-1])
+    return chain_at_log_snr(schedule, wanted)
+
+
+def chain_at_log_snr(schedule: Schedule, log_snr: np.ndarray) -> Chain:
+    """The chain through the levels lambda = log(sqrt(a / (1 - a))) [n], ascending, with t interpolated linearly."""
+    log_snr = np.asarray(log_snr, np.float64)
+    table = _log_snr(schedule)
+    t = np.interp(log_snr, table[::-1], np.arange(schedule.num_train_steps, dtype=np.float64)[::-1])
+    return _ended(t, 1.0 / (1.0 + np.exp(-2.0 * log_snr)), 1.0 / (1.0 + np.exp(2.0 * log_snr)))
+
+
+def _log_snr(schedule: Schedule) -> np.ndarray:
+    a = np.asarray(schedule.alphas_cumprod, np.float64)
+    return 0.5 * np.log(a / np.asarray(schedule.one_minus_alphas_cumprod, np.float64))
+
+
+def _ended(t: np.ndarray, a: np.ndarray, b: np.ndarray) -> Chain:
+    return Chain(t.astype(np.float32), np.append(a, 1.0).astype(np.float32), np.append(b, 0.0).astype(np.float32))
+
+
+def check_spacing(spacing: str) -> None:
+    """Raises UserError naming the spacings unless `spacing` is one of them."""
+    if spacing not in SPACINGS:
+        raise UserError(f"Unknown spacing of sampling steps {spacing!r}: the spacings are {', '.join(SPACINGS)}.")
 
 
 def ddim_timesteps(num_train_steps: int, num_steps: int) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from brainldm import __version__
 from brainldm.datasets.bids import image_path, read_participants, write_dataset_files
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.sampler import make_sampler
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import UserError
@@ -41,12 +42,10 @@ images that it was trained on.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How samples are drawn. `extrapolate` allows conditions outside the ranges of the model."""
+    """How a dataset is drawn. `extrapolate` allows conditions outside the ranges of the model."""
 
+    sampling: Sampling = Sampling()
     seed: int = 0
-    num_steps: int = 50
-    eta: float = 0.0
-    guidance: float = 1.0
     batch_size: int = 1
     extrapolate: bool = False
 
@@ -138,21 +137,16 @@ def _generate(
     note: str,
 ) -> None:
     spec = model.spec
-    sample = make_sampler(
-        model,
-        batch_size=settings.batch_size,
-        num_steps=settings.num_steps,
-        eta=settings.eta,
-        guidance=settings.guidance,
-    )
+    sampling = settings.sampling
+    sample = make_sampler(model, sampling, batch_size=settings.batch_size)
     codes = spec.covariates.encode(rows)
     width = max(4, len(str(len(rows))))
     ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
     sampler = {
         "Sampler": "DDIM",
-        "Steps": settings.num_steps,
-        "Eta": settings.eta,
-        "Guidance": settings.guidance,
+        "Steps": sampling.num_steps,
+        "Eta": sampling.eta,
+        "Guidance": sampling.guidance,
         "Seed": settings.seed,
     }
     manifest = []
@@ -209,7 +203,7 @@ def _generate(
         generated_by={
             "Name": "brainldm",
             "Version": __version__,
-            "Description": f"latent diffusion model {model.sha256}, DDIM with {settings.num_steps} steps",
+            "Description": f"latent diffusion model {model.sha256}, DDIM with {sampling.num_steps} steps",
         },
         readme=README.format(
             version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""

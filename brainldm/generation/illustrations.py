@@ -47,12 +47,5 @@ def _sweep(model: Model, records: list[Scan], seed: int) -> tuple[str, list[floa
         else statistics.median(r.covariates[c.name] for r in records)
         for c in covariates
     }
-    sampling = model.spec.sampling
-    sampler = make_sampler(
-        model,
-        batch_size=1,
-        num_steps=sampling["num_steps"],
-        eta=sampling["eta"],
-        guidance=sampling["guidance"],
-    )
+    sampler = make_sampler(model, model.spec.sampling, batch_size=1)
     return SWEPT, values, sweep(sampler, covariates, SWEPT, values, others, seed, 0)

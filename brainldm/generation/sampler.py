@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from brainldm.datasets.covariates import Covariates
-from brainldm.diffusion.sampling import decode_latents, sample_latents
-from brainldm.diffusion.schedule import make_schedule
+from brainldm.diffusion.sampling import Sampling, decode_latents, sample_latents
+from brainldm.diffusion.schedule import make_chain, make_schedule
 from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
 from brainldm.weights.model_folder import Model
 
@@ -25,38 +25,38 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 
-def make_sampler(model: Model, *, batch_size: int, num_steps: int, eta: float = 0.0, guidance: float = 1.0) -> Sampler:
+def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sampler:
     """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`.
 
     Every call runs the same program on `batch_size` samples, the missing ones being padding: a volume then
     depends on its seed, index and conditions alone, bit for bit, not on what else was asked for. The batch is split
-    over as many devices of this process as divide it.
+    over as many devices of this process as divide it. Raises UserError for more steps than the model's schedule has.
     """
     spec = model.spec
-    unet, autoencoder = spec.make_unet(), spec.make_autoencoder()
     schedule = make_schedule(**spec.schedule)
-    plain = guidance == 1.0
+    make_chain(schedule, sampling.num_steps, sampling.spacing)
     devices = jax.local_devices()
-    parts = math.gcd(batch_size, len(devices))
-    mesh = make_mesh({"data": parts}, devices[:parts])
-    place = batch_constraint(mesh) if parts > 1 else lambda x: x
+    shards = math.gcd(batch_size, len(devices))
+    mesh = make_mesh({"data": shards}, devices[:shards])
+    unet, autoencoder = spec.make_unet(shards), spec.make_autoencoder(shards)
+    constrain = batch_constraint(mesh) if shards > 1 else lambda x: x
 
     @jax.jit
-    def draw(unet_params, autoencoder_params, keys, condition, eta, guidance):
+    def program(unet_params, autoencoder_params, keys, c):
         latents = sample_latents(
             unet,
             unet_params,
             schedule,
-            condition,
+            sampling,
+            c,
             keys,
             spec.latent_shape,
             prediction=spec.prediction,
-            num_steps=num_steps,
-            eta=eta,
-            guidance=None if plain else guidance,
-            place=place,
+            constrain=constrain,
         )
-        return decode_latents(autoencoder, autoencoder_params, latents, spec.latent_scale, at_once=parts, place=place)
+        return decode_latents(
+            autoencoder, autoencoder_params, latents, spec.latent_scale, at_once=shards, constrain=constrain
+        )
 
     params = jax.device_put((model.unet, model.autoencoder), replicated(mesh))
 
@@ -65,13 +65,7 @@ def make_sampler(model: Model, *, batch_size: int, num_steps: int, eta: float = 
         padding = [(0, batch_size - count)]
         indices = np.pad(np.asarray(indices, np.int32), padding, mode="edge")
         conditions = np.pad(np.asarray(conditions, np.float32), [*padding, (0, 0)], mode="edge")
-        volumes = draw(
-            *params,
-            sample_keys(seed, jnp.asarray(indices)),
-            jnp.asarray(conditions),
-            jnp.float32(eta),
-            jnp.float32(guidance),
-        )
+        volumes = program(*params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions))
         return np.asarray(volumes)[:count]
 
     return sample

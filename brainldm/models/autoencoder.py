@@ -21,16 +21,18 @@ class ResidualBlock(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norm = {"num_groups": self.norm_num_groups, "epsilon": self.norm_eps, "dtype": self.dtype}
+        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
         h = nn.silu(GroupNorm(**norm, name="norm1")(x))
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        h = Conv(self.features, **conv, name="conv1")(h)
         h = nn.silu(GroupNorm(**norm, name="norm2")(h))
-        h = Conv(self.features, dtype=self.dtype, name="conv2")(h)
+        h = Conv(self.features, **conv, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel_size=1, dtype=self.dtype, name="nin_shortcut")(x)
+            x = Conv(self.features, kernel_size=1, **conv, name="nin_shortcut")(x)
         return x + h
 
 
@@ -38,20 +40,24 @@ class Downsample(nn.Module):
     """Halve each side: one zero after the last voxel of each axis, then a convolution of stride 2."""
 
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return Conv(x.shape[-1], stride=2, padding=((0, 1),) * 3, dtype=self.dtype, name="conv")(x)
+        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
+        return Conv(x.shape[-1], stride=2, padding=((0, 1),) * 3, **conv, name="conv")(x)
 
 
 class Upsample(nn.Module):
     """Double each side by repetition, then convolve."""
 
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return Conv(x.shape[-1], dtype=self.dtype, name="postconv")(upsample_nearest(x))
+        conv = Conv(x.shape[-1], dtype=self.dtype, conv_route=self.conv_route, name="postconv")
+        return conv(upsample_nearest(x))
 
 
 class Encoder(nn.Module):
@@ -63,23 +69,25 @@ class Encoder(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    conv_route: str
     remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         # One channel costs nothing in float32, and in bfloat16 a GPU may have no kernel for it.
-        x = Conv(self.channels[0], name="blocks_0")(x).astype(self.dtype)
+        x = Conv(self.channels[0], conv_route=self.conv_route, name="blocks_0")(x).astype(self.dtype)
         index = 1
         for level, width in enumerate(self.channels):
             for _ in range(self.num_res_blocks):
-                x = residual(width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}")(x)
+                x = residual(width, *block, name=f"blocks_{index}")(x)
                 index += 1
             if level < len(self.channels) - 1:
-                x = Downsample(self.dtype, name=f"blocks_{index}")(x)
+                x = Downsample(self.dtype, self.conv_route, name=f"blocks_{index}")(x)
                 index += 1
         x = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, name=f"blocks_{index}")(x)
-        return Conv(self.out_channels, name=f"blocks_{index + 1}")(x)
+        return Conv(self.out_channels, conv_route=self.conv_route, name=f"blocks_{index + 1}")(x)
 
 
 class Decoder(nn.Module):
@@ -91,24 +99,26 @@ class Decoder(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    conv_route: str
     remat: bool
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         widths = tuple(reversed(self.channels))
-        x = Conv(widths[0], name="blocks_0")(z).astype(self.dtype)
+        x = Conv(widths[0], conv_route=self.conv_route, name="blocks_0")(z).astype(self.dtype)
         index = 1
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
-                x = residual(width, self.norm_num_groups, self.norm_eps, self.dtype, name=f"blocks_{index}")(x)
+                x = residual(width, *block, name=f"blocks_{index}")(x)
                 index += 1
             if level < len(widths) - 1:
-                x = Upsample(self.dtype, name=f"blocks_{index}")(x)
+                x = Upsample(self.dtype, self.conv_route, name=f"blocks_{index}")(x)
                 index += 1
         x = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name=f"blocks_{index}")(x)
         # float32: bfloat16 has 8 bits, which would show as steps in the intensities of the image.
-        return Conv(self.out_channels, name=f"blocks_{index + 1}")(x)
+        return Conv(self.out_channels, conv_route=self.conv_route, name=f"blocks_{index + 1}")(x)
 
 
 class AutoencoderKL(nn.Module):
@@ -124,6 +134,7 @@ class AutoencoderKL(nn.Module):
         remat: recompute the residual blocks in the backward pass in place of keeping their insides.
         mirrored: the network was trained on volumes whose first axis runs from right to left; those given and
             returned run from left to right all the same. Latents keep the direction that the network knows.
+        conv_route: how convolutions are computed, see `layers.conv3d`.
     """
 
     in_channels: int = 1
@@ -136,6 +147,7 @@ class AutoencoderKL(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     mirrored: bool = False
+    conv_route: str = "planes_on_cpu"
 
     def setup(self):
         shared = {
@@ -144,6 +156,7 @@ class AutoencoderKL(nn.Module):
             "norm_num_groups": self.norm_num_groups,
             "norm_eps": self.norm_eps,
             "dtype": self.dtype,
+            "conv_route": self.conv_route,
             "remat": self.remat,
         }
         self.encoder = Encoder(out_channels=self.latent_channels, **shared)

@@ -19,6 +19,7 @@ class DiscriminatorLayer(nn.Module):
     features: int
     stride: int
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -30,6 +31,7 @@ class DiscriminatorLayer(nn.Module):
             use_bias=False,
             kernel_init=_normal,
             dtype=self.dtype,
+            conv_route=self.conv_route,
             name="conv",
         )(x)
         x = nn.BatchNorm(
@@ -45,7 +47,7 @@ class DiscriminatorLayer(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a volume; layout and initial values of MONAI's `PatchDiscriminator`.
+    """Tells real from generated patches of a volume; layout and initial values of MONAI's `PatchDiscriminator`.
 
     Convolutions of size 4: the first and all layers but the last have stride 2, the width doubles with
     each layer. Initial values: kernels N(0, 0.02), biases zero, batch norm scale N(1, 0.02). Collections:
@@ -54,6 +56,7 @@ class PatchDiscriminator(nn.Module):
 
     Attributes:
         dtype: type of the computation; parameters, norm statistics and the logits are float32.
+        conv_route: how convolutions are computed, see `layers.conv3d`.
     """
 
     channels: int = 96
@@ -61,6 +64,7 @@ class PatchDiscriminator(nn.Module):
     in_channels: int = 1
     out_channels: int = 1
     dtype: jnp.dtype = jnp.float32
+    conv_route: str = "planes_on_cpu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
@@ -71,7 +75,7 @@ class PatchDiscriminator(nn.Module):
             train: normalise with the statistics of this batch, and update the running ones if
                 `batch_stats` is mutable.
         """
-        ends = {"kernel_size": 4, "padding": ((1, 1),) * 3, "kernel_init": _normal}
+        ends = {"kernel_size": 4, "padding": ((1, 1),) * 3, "kernel_init": _normal, "conv_route": self.conv_route}
         x = Conv(self.channels, stride=2, **ends, name="initial_conv")(x).astype(self.dtype)
         outputs = [nn.leaky_relu(x, 0.2)]
         for index in range(self.num_layers):
@@ -79,6 +83,7 @@ class PatchDiscriminator(nn.Module):
                 self.channels * 2 ** (index + 1),
                 1 if index == self.num_layers - 1 else 2,
                 self.dtype,
+                self.conv_route,
                 name=f"layers_{index}",
             )
             outputs.append(layer(outputs[-1], train))

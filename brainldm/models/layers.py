@@ -15,6 +15,9 @@ from jax import lax
 
 Padding = Sequence[tuple[int, int]]
 
+CONV_ROUTES = ("planes_on_cpu", "direct")
+"""How a three-dimensional convolution is computed, see `conv3d`."""
+
 _LARGE = 2**26  # elements: 256 MiB of float32
 
 # The distribution PyTorch gives the weights of convolutions and linear layers: U(-1, 1) / sqrt(fan_in).
@@ -51,19 +54,31 @@ def _by_planes(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple) 
     return total.reshape(batch, depth_out, *total.shape[1:])
 
 
-def conv3d(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding) -> jax.Array:
+def conv_route(num_devices: int) -> str:
+    """The route for a program whose arrays are sharded over `num_devices`.
+
+    The 2D convolutions merge batch and depth. Where these are sharded XLA cannot express that: it gathers, and with
+    more than one sample on a device the kernel's gradient comes out twice too large (jaxlib 0.10.2).
+    """
+    return "planes_on_cpu" if num_devices == 1 else "direct"
+
+
+def conv3d(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, route: str = "planes_on_cpu"
+) -> jax.Array:
     """Three-dimensional convolution (cross-correlation, as in every deep learning library).
 
-    On a single CPU device it is computed as a sum of 2D convolutions, which XLA runs 2 to 8 times faster there
-    than its direct 3D convolution, forwards and backwards; everywhere else it is the direct one. The choice
-    of platform is made when the program is lowered, so one trace serves every platform. A 1 x 1 x 1 kernel is
-    a matrix product.
+    With the route "planes_on_cpu", a CPU computes it as a sum of 2D convolutions, which XLA runs 2 to 8 times faster
+    there than its direct 3D convolution, forwards and backwards; other platforms take the direct one. The choice of
+    platform is made when the program is lowered, so one trace serves every platform. "direct" is the direct one
+    everywhere, which sharded arrays need (see `conv_route`). A 1 x 1 x 1 kernel is a matrix product.
 
     Args:
         x: `[B, D, H, W, C_in]`.
         kernel: `[kD, kH, kW, C_in, C_out]`, of the type of `x`.
         strides: three steps.
         padding: three pairs (zeros before, zeros after).
+        route: one of CONV_ROUTES.
 
     Returns:
         `[B, D', H', W', C_out]` with `D' = (D + before + after - kD) // stride + 1` and so on.
@@ -83,9 +98,7 @@ def conv3d(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Pad
 
     depth = (x.shape[1] + sum(padding[0]) - kernel.shape[0]) // strides[0] + 1
     multiplications = x.shape[0] * depth * prod(x.shape[2:4]) // prod(strides[1:]) * kernel.size
-    # The 2D convolutions merge batch and depth. Where these are split over devices XLA cannot express that: it gathers,
-    # and with more than one sample on a device the kernel's gradient comes out twice too large (jaxlib 0.10.2).
-    if multiplications < _FEW or jax.device_count() > 1:
+    if multiplications < _FEW or route == "direct":
         return direct(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=by_planes, default=direct)
 
@@ -94,7 +107,7 @@ class Conv(nn.Module):
     """Convolution with parameters `kernel` `[k, k, k, C_in, features]` and `bias` `[features]`.
 
     The padding defaults to what keeps the size at stride 1. Initial values: the kernel as PyTorch
-    draws it (`torch_uniform`), the bias zero, unless given.
+    draws it (`torch_uniform`), the bias zero, unless given. `conv_route`: see `conv3d`.
     """
 
     features: int
@@ -105,6 +118,7 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = torch_uniform
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     dtype: jnp.dtype = jnp.float32
+    conv_route: str = "planes_on_cpu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +126,7 @@ class Conv(nn.Module):
         shape = (side, side, side, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         padding = ((side // 2, side // 2),) * 3 if self.padding is None else self.padding
-        y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 3, padding)
+        y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 3, padding, self.conv_route)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)

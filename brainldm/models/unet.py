@@ -39,6 +39,7 @@ class ResnetBlock(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    conv_route: str
     resample: str | None = None
 
     @nn.compact
@@ -48,7 +49,8 @@ class ResnetBlock(nn.Module):
         if self.resample is not None:
             change = upsample_nearest if self.resample == "up" else average_pool
             x, h = change(x), change(h)
-        h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
+        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
+        h = Conv(self.features, **conv, name="conv1")(h)
         h = h + Dense(self.features, dtype=self.dtype, name="time_emb_proj")(time)[:, None, None, None]
         h = GroupNorm(**norm, name="norm2")(h)
         if condition is not None:
@@ -57,9 +59,9 @@ class ResnetBlock(nn.Module):
             )
             scale, shift = jnp.split(modulation[:, None, None, None], 2, axis=-1)
             h = h * (1 + scale) + shift
-        h = Conv(self.features, kernel_init=_zeros, dtype=self.dtype, name="conv2")(nn.silu(h))
+        h = Conv(self.features, kernel_init=_zeros, **conv, name="conv2")(nn.silu(h))
         if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel_size=1, dtype=self.dtype, name="skip_connection")(x)
+            x = Conv(self.features, kernel_size=1, **conv, name="skip_connection")(x)
         return x + h
 
 
@@ -67,20 +69,23 @@ class ConvDownsample(nn.Module):
     """Halve each side by a convolution of stride 2 with one zero on either end of each axis."""
 
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *_) -> jax.Array:
-        return Conv(x.shape[-1], stride=2, dtype=self.dtype, name="op")(x)
+        return Conv(x.shape[-1], stride=2, dtype=self.dtype, conv_route=self.conv_route, name="op")(x)
 
 
 class ConvUpsample(nn.Module):
     """Double each side by repetition, then convolve."""
 
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x: jax.Array, *_) -> jax.Array:
-        return Conv(x.shape[-1], dtype=self.dtype, name="postconv")(upsample_nearest(x))
+        conv = Conv(x.shape[-1], dtype=self.dtype, conv_route=self.conv_route, name="postconv")
+        return conv(upsample_nearest(x))
 
 
 class UNetLevel(nn.Module):
@@ -100,6 +105,7 @@ class UNetLevel(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    conv_route: str
     remat: bool
 
     @nn.compact
@@ -111,7 +117,7 @@ class UNetLevel(nn.Module):
         for index in range(self.num_resnets):
             if self.up:
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = resnet_class(self.features, *common, name=f"resnets_{index}")(x, time, condition)
+            x = resnet_class(self.features, *common, self.conv_route, name=f"resnets_{index}")(x, time, condition)
             if self.num_heads:
                 attention = transformer_class(
                     self.num_heads, self.transformer_num_layers, *common, name=f"attentions_{index}"
@@ -122,9 +128,10 @@ class UNetLevel(nn.Module):
         if self.resample:
             name = "upsampler" if self.up else "downsampler"
             if self.resblock_updown:
-                sampler = resnet_class(self.features, *common, "up" if self.up else "down", name=name)
+                direction = "up" if self.up else "down"
+                sampler = resnet_class(self.features, *common, self.conv_route, direction, name=name)
             else:
-                sampler = (ConvUpsample if self.up else ConvDownsample)(self.dtype, name=name)
+                sampler = (ConvUpsample if self.up else ConvDownsample)(self.dtype, self.conv_route, name=name)
             x = sampler(x, time, condition)
             if not self.up:
                 skips.append(x)
@@ -139,14 +146,15 @@ class MiddleBlock(nn.Module):
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
+    conv_route: str
 
     @nn.compact
     def __call__(self, x, time, condition, token):
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
-        x = ResnetBlock(x.shape[-1], *common, name="resnet_1")(x, time, condition)
+        x = ResnetBlock(x.shape[-1], *common, self.conv_route, name="resnet_1")(x, time, condition)
         attention = SpatialTransformer(self.num_heads, self.transformer_num_layers, *common, name="attention")
         x = attention(x, token)
-        return ResnetBlock(x.shape[-1], *common, name="resnet_2")(x, time, condition)
+        return ResnetBlock(x.shape[-1], *common, self.conv_route, name="resnet_2")(x, time, condition)
 
 
 class DiffusionUNet(nn.Module):
@@ -171,6 +179,7 @@ class DiffusionUNet(nn.Module):
         dtype: type of the computation. Parameters, statistics of norms, attention scores, the first and last
             convolution and the result are float32.
         remat: recompute blocks in the backward pass in place of keeping their insides.
+        conv_route: how convolutions are computed, see `layers.conv3d`.
     """
 
     in_channels: int = 3
@@ -190,18 +199,17 @@ class DiffusionUNet(nn.Module):
     null_condition: str | float = -1.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    conv_route: str = "planes_on_cpu"
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, t: jax.Array, condition: jax.Array | None, drop: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, condition: jax.Array | None) -> jax.Array:
         """Predict.
 
         Args:
             x: noisy latent code `[B, D, H, W, in_channels]`.
             t: time steps `[B]`, integers or floats on the scale of 0 to 1000.
-            condition: `[B, condition_dim]` float32, scaled. Needed unless all three ways are off.
-            drop: `[B]` bool; true where the null condition takes the place of the sample's own.
+            condition: `[B, condition_dim]` float32, normalised; rows of `null_conditions` stand for none. Needed
+                unless all three ways are off.
 
         Returns:
             `[B, D, H, W, out_channels]` float32.
@@ -209,7 +217,7 @@ class DiffusionUNet(nn.Module):
         Raises:
             UserError: sides that the levels cannot halve, a missing condition or one of another length.
         """
-        condition = self._condition(x, condition, drop)
+        condition = self._condition(x, condition)
         token = condition if self.cross_attention else None
         if self.concat:
             constant = jnp.broadcast_to(
@@ -231,8 +239,9 @@ class DiffusionUNet(nn.Module):
             "norm_num_groups": self.norm_num_groups,
             "norm_eps": self.norm_eps,
             "dtype": self.dtype,
+            "conv_route": self.conv_route,
         }
-        x = Conv(self.channels[0], name="conv_in")(x).astype(self.dtype)
+        x = Conv(self.channels[0], conv_route=self.conv_route, name="conv_in")(x).astype(self.dtype)
         skips = [x]
         levels = len(self.channels)
         for index in range(levels):
@@ -245,7 +254,13 @@ class DiffusionUNet(nn.Module):
                 x, skips, time, embedded, token
             )
         x = nn.silu(GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, name="out_0")(x))
-        return Conv(self.out_channels, kernel_init=_zeros, name="out_2")(x)
+        return Conv(self.out_channels, kernel_init=_zeros, conv_route=self.conv_route, name="out_2")(x)
+
+    def null_conditions(self) -> jax.Array:
+        """What stands for "no condition", `[condition_dim]` float32: `apply(variables, method="null_conditions")`."""
+        if self.null_condition != "learned":
+            return jnp.full((self.condition_dim,), self.null_condition, jnp.float32)
+        return self.get_variable("params", "null_condition")
 
     def _level(self, level: int, up: bool, name: str, **common) -> UNetLevel:
         return UNetLevel(
@@ -273,7 +288,7 @@ class DiffusionUNet(nn.Module):
             )
         return width // head
 
-    def _condition(self, x, condition, drop):
+    def _condition(self, x, condition):
         factor = 2 ** (len(self.channels) - 1)
         if any(side % factor for side in x.shape[1:4]):
             raise UserError(
@@ -287,12 +302,6 @@ class DiffusionUNet(nn.Module):
         if condition is None or condition.shape != expected:
             found = "none was given" if condition is None else f"{condition.shape} was given"
             raise UserError(f"The UNet needs a condition of shape {expected}; {found}.")
-        condition = condition.astype(jnp.float32)
-        if self.null_condition == "learned":
-            start = nn.initializers.constant(-1.0)
-            null = self.param("null_condition", start, (self.condition_dim,), jnp.float32)
-        else:
-            null = jnp.float32(self.null_condition)
-        if drop is None:
-            return condition
-        return jnp.where(drop[:, None], null, condition)
+        if self.null_condition == "learned" and self.is_initializing():  # read by `null_conditions`
+            self.param("null_condition", nn.initializers.constant(-1.0), (self.condition_dim,), jnp.float32)
+        return condition.astype(jnp.float32)

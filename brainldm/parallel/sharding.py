@@ -120,12 +120,14 @@ class Placement:
     """Where the arrays of a training step lie: functions for use inside jit, which leave the values as they are.
 
     batch(array [B, ...]): split as a batch is. whole(params): gathered, for use. cut(gradients): as the optimizer's
-    arrays for these parameters are cut. The default leaves everything to the compiler, which is right for one device.
+    arrays for these parameters are cut. `num_devices` share the arrays. The default leaves everything to the compiler,
+    which is right for one device.
     """
 
     batch: Callable[[jax.Array], jax.Array] = _same
     whole: Callable[[Any], Any] = _same
     cut: Callable[[Any], Any] = _same
+    num_devices: int = 1
 
 
 ANYWHERE = Placement()
@@ -143,4 +145,4 @@ def make_placement(mesh: Mesh, rules: Sequence[Rule], min_size: int) -> Placemen
         shardings = state_shardings({"opt_state": gradients}, mesh, rules, min_size, strict=False)
         return jax.lax.with_sharding_constraint(gradients, shardings["opt_state"])
 
-    return Placement(batch_constraint(mesh), whole, cut)
+    return Placement(batch_constraint(mesh), whole, cut, mesh.size)

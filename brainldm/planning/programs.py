@@ -13,8 +13,9 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from brainldm.diffusion.sampling import decode_latents, sample_latents
+from brainldm.diffusion.sampling import Sampling, decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.models.build import build
 from brainldm.parallel.mesh import (
     BATCH,
     VOLUMES,
@@ -119,7 +120,7 @@ def _diffusion_step(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -
     mesh = data_only_mesh(mesh)
     rules, size = rules_of(config.mesh.rules), config.mesh.min_size
     latent, width = latent_shape(config), covariates_of(config).width
-    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, latent[-1], width))
+    unet = build("unet", diffusion_step.unet_arguments(config.model, latent[-1], width), num_devices=mesh.size)
     init, step, _ = diffusion_step.build(config, unet, make_placement(mesh, rules, size))
     one = {
         "latent": jax.ShapeDtypeStruct((1, *latent), jnp.float32),
@@ -138,7 +139,7 @@ def _diffusion_step(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -
 def _autoencoder(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[AutoencoderKL, Any]:
     """The network and the shapes of its parameters, whole on every device."""
     arguments = autoencoder_arguments(config)
-    network = AutoencoderKL(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
+    network = build("autoencoder", arguments, num_devices=mesh.size)
     image = jax.ShapeDtypeStruct((1, *volume_shape(config), network.in_channels), jnp.float32)
     params = jax.eval_shape(network.init, _key(), image)["params"]
     return network, _everywhere(params, mesh)
@@ -153,7 +154,7 @@ def _encode_or_decode(name: str, config: ml_collections.ConfigDict, mesh: Mesh, 
         return tuple(map(constrain, network.apply({"params": params}, constrain(image), method="encode")))
 
     def decode(params, latents):
-        return decode_latents(network, params, latents, 1.0, at_once=num_batch_shards(mesh), place=constrain)
+        return decode_latents(network, params, latents, 1.0, at_once=num_batch_shards(mesh), constrain=constrain)
 
     shape = (batch, *volume_shape(config), 1) if name == "encode" else (batch, *latent_shape(config))
     function = encode if name == "encode" else decode
@@ -163,8 +164,8 @@ def _encode_or_decode(name: str, config: ml_collections.ConfigDict, mesh: Mesh, 
 def _sample(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -> Program:
     mesh = data_only_mesh(mesh)
     latent, width = latent_shape(config), covariates_of(config).width
-    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, latent[-1], width))
-    schedule, sampling = diffusion_step.schedule_of(config), config.sampling
+    unet = build("unet", diffusion_step.unet_arguments(config.model, latent[-1], width), num_devices=mesh.size)
+    schedule, sampling = diffusion_step.schedule_of(config), Sampling(**config.sampling)
     row = [jax.ShapeDtypeStruct(s, d) for s, d in (((1, *latent), jnp.float32), ((1,), jnp.int32))]
     condition = jax.ShapeDtypeStruct((1, width), jnp.float32)
     params = _everywhere(jax.eval_shape(unet.init, _key(), *row, condition)["params"], mesh)
@@ -174,14 +175,12 @@ def _sample(config: ml_collections.ConfigDict, mesh: Mesh, batch: int) -> Progra
             unet,
             params,
             schedule,
+            sampling,
             condition,
             keys,
             latent,
             prediction=config.loss.prediction,
-            num_steps=sampling.num_steps,
-            eta=sampling.eta,
-            guidance=None if sampling.guidance == 1.0 else sampling.guidance,
-            place=batch_constraint(mesh),
+            constrain=batch_constraint(mesh),
         )
 
     keys = jax.ShapeDtypeStruct((batch,), _key().dtype, sharding=NamedSharding(mesh, BATCH))

@@ -10,18 +10,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from brainldm.models.autoencoder import AutoencoderKL
-from brainldm.models.discriminator import PatchDiscriminator
+from brainldm.models import build as networks
 from brainldm.parallel.sharding import ANYWHERE, Placement
 from brainldm.training.perceptual import Distance, feature_matching
 from brainldm.training.state import AutoencoderState, accumulate, make_optimizer
 
 Metrics = dict[str, jax.Array]
-
-
-def make_autoencoder(model: ml_collections.ConfigDict) -> AutoencoderKL:
-    """The network that a config's `model` describes."""
-    return AutoencoderKL(**{**model.to_dict(), "dtype": jnp.dtype(model.dtype)})
 
 
 def kl_divergence(mu: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -48,8 +42,9 @@ def build(
     autoencoder's update (the order of the first author's code). Before `adversarial_start` the discriminator
     neither trains nor counts.
     """
-    autoencoder = make_autoencoder(config.model)
-    discriminator = PatchDiscriminator(**config.discriminator.to_dict(), dtype=jnp.dtype(config.model.dtype))
+    autoencoder = networks.build("autoencoder", config.model.to_dict(), num_devices=place.num_devices)
+    arguments = {**config.discriminator.to_dict(), "dtype": config.model.dtype}
+    discriminator = networks.build("discriminator", arguments, num_devices=place.num_devices)
     shared = {name: config.optimizer[name] for name in ("warmup_steps", "decay", "gradient_clip")}
     optimizer = make_optimizer(
         config.optimizer.learning_rate,

@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.training.config_rules import check_values
 
@@ -190,10 +191,12 @@ def diffusion_config() -> ml_collections.ConfigDict:
     optimizer.gradient_clip = 1.0
     optimizer.ema_decay = 0.9999  # 0: no moving average
 
-    config.sampling = sampling = ml_collections.ConfigDict()  # of the pictures, and the model folder's defaults
+    config.sampling = sampling = ml_collections.ConfigDict()  # of the images, and the model folder's defaults
     sampling.num_steps = 50
-    sampling.eta = 0.0
-    sampling.guidance = 1.0
+    sampling.eta = 0.0  # 0: deterministic DDIM, 1: ancestral
+    sampling.guidance = 1.0  # of the conditions; 1: none
+    sampling.sampler = "ddim"  # "ddim", "ddpm" or "dpmpp_2m" (DPM-Solver++(2M))
+    sampling.spacing = "leading"  # of the noise levels: "leading", "karras" or "log_snr"
     return config.lock()
 
 
@@ -246,6 +249,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "config.covariates names no condition, and the diffusion model wants at least one. Name columns of "
             "participants.tsv in config.covariates.names or config.covariates.extra."
         )
+    if stage == "diffusion":
+        try:
+            Sampling(**config.sampling)
+        except UserError as error:
+            raise UserError(f"config.sampling: {error}") from error
 
 
 def _items(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

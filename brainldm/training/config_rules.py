@@ -12,6 +12,8 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from brainldm.diffusion.objectives import PREDICTIONS
+from brainldm.diffusion.schedule import SCHEDULE_KINDS
 from brainldm.runtime.errors import UserError
 
 
@@ -174,11 +176,11 @@ _DIFFUSION = {
     "model.cross_attention": _BOOL,
     "model.adaptive_norm": _BOOL,
     "model.null_condition": _NULL_CONDITION,
-    "schedule.kind": _one_of("scaled_linear", "linear", "cosine"),
+    "schedule.kind": _one_of(*SCHEDULE_KINDS),
     "schedule.beta_start": _number(0, 1, above=True, below=True),
     "schedule.beta_end": _number(0, 1, above=True, below=True),
     "schedule.num_train_steps": _whole(1, 1_000_000),
-    "loss.prediction": _one_of("epsilon", "velocity", "x0"),
+    "loss.prediction": _one_of(*PREDICTIONS),
     "loss.min_snr_gamma": _number(0),
     "loss.condition_dropout": _FRACTION,
     "latent_scale": _number(0),
@@ -193,7 +195,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "autoencoder": {**_COMMON, **_AUTOENCODER},
     "diffusion": {**_COMMON, **_DIFFUSION},
 }
-"""By stage and key. Keys without a rule (loss.perceptual, mesh.rules) are judged where they are understood."""
+"""By stage and key. Keys without a rule (loss.perceptual, mesh.rules, the sampler) are judged where they are understood."""
 
 
 def check_values(stage: str, values: Mapping[str, Any]) -> None:

@@ -45,11 +45,6 @@ def unet_arguments(model: ml_collections.ConfigDict, latent_channels: int, condi
     }
 
 
-def make_unet(arguments: dict[str, Any]) -> DiffusionUNet:
-    """The network of `unet_arguments`."""
-    return DiffusionUNet(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
-
-
 def schedule_of(config: ml_collections.ConfigDict) -> Schedule:
     """The noise schedule that a config names."""
     return make_schedule(**config.schedule.to_dict())
@@ -93,12 +88,15 @@ def build(
         size = x0.shape[0]
         noise = jax.random.normal(key_noise, x0.shape)
         t = jax.random.randint(key_time, (size,), 0, schedule.num_train_steps)
-        drop = jax.random.uniform(key_drop, (size,)) < config.loss.condition_dropout
+        c = batch["condition"]
+        if config.loss.condition_dropout:
+            drop = jax.random.uniform(key_drop, (size,)) < config.loss.condition_dropout
+            c = jnp.where(drop[:, None], unet.apply({"params": params}, method="null_conditions"), c)
 
-        def denoise(x, t):
-            return place.batch(unet.apply({"params": params}, place.batch(x), t, batch["condition"], drop))
+        def network(x, t):
+            return place.batch(unet.apply({"params": params}, place.batch(x), t, c))
 
-        return jnp.mean(diffusion_loss(schedule, prediction, denoise, x0, noise, t, gamma))
+        return jnp.mean(diffusion_loss(schedule, prediction, network, x0, noise, t, gamma))
 
     def train_step(state: DiffusionState, batch: dict, frozen: Any) -> tuple[DiffusionState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -125,13 +123,13 @@ def build(
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(batch["index"])
         spacing = schedule.num_train_steps / VALIDATION_TIMES
 
-        def denoise(x, t):
+        def network(x, t):
             return unet.apply({"params": params}, x, t, batch["condition"])
 
         def at_time(total, number):
             noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, number), x0.shape[1:]))(keys)
             t = jnp.full(x0.shape[0], ((number + 0.5) * spacing).astype(jnp.int32))
-            return total + diffusion_loss(schedule, prediction, denoise, x0, noise, t), None
+            return total + diffusion_loss(schedule, prediction, network, x0, noise, t), None
 
         total, _ = jax.lax.scan(at_time, jnp.zeros(x0.shape[0]), jnp.arange(VALIDATION_TIMES))
         return total / VALIDATION_TIMES

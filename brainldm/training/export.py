@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from brainldm import __version__
+from brainldm.diffusion.sampling import Sampling
 from brainldm.parallel.mesh import data_mesh
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
@@ -62,7 +63,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         schedule=config.schedule.to_dict(),
         prediction=config.loss.prediction,
         latent_scale=float(state.latent_scale),
-        sampling=config.sampling.to_dict(),
+        sampling=Sampling(**config.sampling),
         grid=grid,
         covariates=covariates,
         provenance={

@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from brainldm.diffusion.sampling import Sampling
+from brainldm.models.build import build
 from brainldm.parallel.mesh import replicated
 from brainldm.parallel.sharding import rules_of, state_shardings
 from brainldm.runtime.errors import UserError
@@ -70,7 +72,10 @@ def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
 
 def from_json(content: dict[str, Any]) -> ml_collections.ConfigDict:
     """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default."""
-    return ml_collections.ConfigDict(_tuples({**running_config().to_dict(), **content})).lock()
+    content = {**running_config().to_dict(), **content}
+    if "sampling" in content:
+        content["sampling"] = {**Sampling().to_json(), **content["sampling"]}
+    return ml_collections.ConfigDict(_tuples(content)).lock()
 
 
 def _tuples(value: Any) -> Any:
@@ -104,7 +109,7 @@ def _abstract_state(config: ml_collections.ConfigDict, workdir: str | Path) -> A
         return jax.eval_shape(init, key, image)
     facts = read_json(Path(workdir) / "run.json")
     shape, width = facts["latent_shape"], covariates_of(config).width
-    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, shape[-1], width))
+    unet = build("unet", diffusion_step.unet_arguments(config.model, shape[-1], width), num_devices=1)
     init, _, _ = diffusion_step.build(config, unet)
     batch = {
         "latent": jax.ShapeDtypeStruct((1, *shape), jnp.float32),

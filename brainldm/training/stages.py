@@ -19,8 +19,9 @@ from PIL import Image
 from brainldm.data.latents import CachedLatents, SampledLatents
 from brainldm.data.pipeline import LatentSource, batches
 from brainldm.datasets.scans import Excluded, Scan
-from brainldm.diffusion.sampling import decode_latents, sample_latents
+from brainldm.diffusion.sampling import Sampling, decode_latents, sample_latents
 from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.models.build import build
 from brainldm.parallel.mesh import (
     batch_constraint,
     check_volume,
@@ -208,7 +209,7 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
         )
     check_volume(training_grid(spacing).shape, len(arguments["channels"]) - 1, mesh)
     sides, excluded = read_sides(config, need_images=False)
-    autoencoder = AutoencoderKL(**{**arguments, "dtype": jnp.dtype(arguments["dtype"])})
+    autoencoder = build("autoencoder", arguments, num_devices=mesh.size)
     encode = encoder(autoencoder, frozen_params, mesh)
     image = jax.ShapeDtypeStruct((1, *training_grid(spacing).shape, 1), jnp.float32)
     abstract = jax.eval_shape(lambda p, x: autoencoder.apply({"params": p}, x, method="encode"), frozen_params, image)
@@ -231,19 +232,18 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
     else:
         train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
     scale = config.latent_scale or 1.0 / cache.std(names["train"])
-    unet = diffusion_step.make_unet(diffusion_step.unet_arguments(config.model, shape[-1], covariates_of(config).width))
+    unet_arguments = diffusion_step.unet_arguments(config.model, shape[-1], covariates_of(config).width)
+    unet = build("unet", unet_arguments, num_devices=flat.size)
     init, train_step, loss = diffusion_step.build(config, unet, place)
     loss = jax.jit(loss, out_shardings=replicated(flat))
     schedule = diffusion_step.schedule_of(config)
     size, share = num_batch_shards(flat) * max(1, min(8, len(validation))), process_shard(flat)
-    sampling = config.sampling
-    # guidance 1 is the plain conditional model: leave the unconditional half out
-    guidance = None if sampling.guidance == 1.0 else sampling.guidance
+    sampling = Sampling(**config.sampling)
 
     def decode(frozen_params, latents, latent_scale):
         frozen_params = jax.lax.with_sharding_constraint(frozen_params, replicated(mesh))
         parts, constrain = num_batch_shards(mesh), batch_constraint(mesh)
-        return decode_latents(autoencoder, frozen_params, latents, latent_scale, at_once=parts, place=constrain)
+        return decode_latents(autoencoder, frozen_params, latents, latent_scale, at_once=parts, constrain=constrain)
 
     @partial(jax.jit, out_shardings=replicated(mesh))
     def pairs(params, frozen_params, latent_scale, batch, number):
@@ -253,14 +253,12 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
             unet,
             place.whole(params),
             schedule,
+            sampling,
             batch["condition"],
             keys,
             shape,
             prediction=config.loss.prediction,
-            num_steps=sampling.num_steps,
-            eta=sampling.eta,
-            guidance=guidance,
-            place=place.batch,
+            constrain=place.batch,
         )
         real, drawn = decode(frozen_params, batch["latent"], 1.0), decode(frozen_params, latents, latent_scale)
         return real[:PICTURES], drawn[:PICTURES]

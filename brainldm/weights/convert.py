@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from brainldm import __version__
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, require_new_folder, write_atomically
 from brainldm.runtime.lock import new_folder
@@ -91,7 +92,7 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
         schedule=unstated.schedule,
         prediction=unstated.prediction,
         latent_scale=unstated.latent_scale,
-        sampling={"num_steps": 50, "eta": 0.0, "guidance": 1.0},
+        sampling=Sampling(),
         grid=grid,
         covariates=covariates,
         provenance={"brainldm": __version__, "converted_from": "MONAI state dicts", **hashes},

@@ -24,7 +24,9 @@ import safetensors.numpy
 
 from brainldm import __version__
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.models.build import build
 from brainldm.models.unet import DiffusionUNet
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, read_json, write_atomically
@@ -46,7 +48,7 @@ class ModelSpec:
     """Everything about a model but its weights; what model.json holds.
 
     `autoencoder` and `unet` are constructor arguments (dtype by name), `schedule` those of make_schedule,
-    `sampling` the defaults num_steps, eta and guidance.
+    `sampling` how samples are drawn by default.
     """
 
     autoencoder: dict[str, Any]
@@ -54,18 +56,18 @@ class ModelSpec:
     schedule: dict[str, Any]
     prediction: str
     latent_scale: float
-    sampling: dict[str, Any]
+    sampling: Sampling
     grid: Grid
     covariates: Covariates
     provenance: dict[str, Any]
 
-    def make_autoencoder(self) -> AutoencoderKL:
-        """The Linen module."""
-        return AutoencoderKL(**_with_dtype(self.autoencoder))
+    def make_autoencoder(self, num_devices: int = 1) -> AutoencoderKL:
+        """The Linen module, for programs whose arrays are sharded over `num_devices`."""
+        return build("autoencoder", self.autoencoder, num_devices=num_devices)
 
-    def make_unet(self) -> DiffusionUNet:
-        """The Linen module."""
-        return DiffusionUNet(**_with_dtype(self.unet))
+    def make_unet(self, num_devices: int = 1) -> DiffusionUNet:
+        """The Linen module, for programs whose arrays are sharded over `num_devices`."""
+        return build("unet", self.unet, num_devices=num_devices)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -84,7 +86,7 @@ class ModelSpec:
             "prediction": self.prediction,
             "latent_scale": self.latent_scale,
             "latent_shape": self.latent_shape,
-            "sampling": self.sampling,
+            "sampling": self.sampling.to_json(),
             "image": {"shape": self.grid.shape, "affine": self.grid.affine.tolist(), "orientation": "RAS"},
             "covariates": self.covariates.to_json(),
             "provenance": self.provenance,
@@ -97,10 +99,11 @@ class ModelSpec:
         return cls(
             grid=grid,
             covariates=Covariates.from_json(content["covariates"]),
+            sampling=Sampling(**content["sampling"]),
             **{
                 field.name: content[field.name]
                 for field in dataclasses.fields(cls)
-                if field.name not in ("grid", "covariates")
+                if field.name not in ("grid", "covariates", "sampling")
             },
         )
 
@@ -170,6 +173,8 @@ def load_model(folder: str | Path) -> Model:
     try:
         spec = ModelSpec.from_json(content)
         autoencoder, unet = spec.make_autoencoder(), spec.make_unet()
+    except UserError as error:
+        raise UserError(f"{folder / SPEC}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / SPEC}: not a description this version understands ({error!r}).") from error
     return Model(
@@ -237,8 +242,3 @@ def _read(path: Path, shapes: Any) -> Any:
     params = flax.traverse_util.unflatten_dict(tensors, sep="/")
     check_params(params, shapes, str(path))
     return params
-
-
-def _with_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
-    return {**lists_as_tuples, "dtype": jnp.dtype(arguments["dtype"])}

@@ -8,12 +8,13 @@ import pytest
 from brainldm.diffusion.objectives import (
     PREDICTIONS,
     add_noise,
+    denoiser,
     diffusion_loss,
     min_snr_weight,
     target,
     to_x0_and_noise,
 )
-from brainldm.diffusion.schedule import make_schedule
+from brainldm.diffusion.schedule import alpha_bar, make_chain, make_schedule
 from brainldm.runtime.errors import UserError
 
 SCHEDULE = make_schedule()
@@ -54,11 +55,28 @@ def test_every_prediction_stands_for_the_same_x0_and_noise(prediction):
     x0, noise = pair()
     x_t = add_noise(SCHEDULE, x0, noise, T)
     output = target(SCHEDULE, prediction, x0, noise, T)
-    x0_back, noise_back = to_x0_and_noise(SCHEDULE, prediction, output, x_t, T)
+    x0_back, noise_back = to_x0_and_noise(prediction, output, x_t, *alpha_bar(SCHEDULE, T, x_t.ndim))
     # A float32 rounding of x_t is divided by sqrt(alpha_bar) = 0.0098 at t = 999 (epsilon) and by
     # sqrt(1 - alpha_bar) = 0.039 at t = 0 (x0).
     np.testing.assert_allclose(x0_back, x0, atol=5e-5)
     np.testing.assert_allclose(noise_back, noise, atol=2e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_denoiser_reads_the_network_at_each_level_of_its_chain(prediction):
+    x0, noise = pair((2, 4, 3, 2, 3))
+    chain, times = make_chain(SCHEDULE, 4), []
+
+    def network(x, t):
+        times.append(np.asarray(t))
+        return target(SCHEDULE, prediction, x0, noise, t.astype(int))
+
+    denoise = denoiser(network, chain, prediction)
+    for i, t in enumerate((750, 500, 250, 0)):
+        found = denoise(add_noise(SCHEDULE, x0, noise, t), i)
+        np.testing.assert_array_equal(times[i], [t, t])
+        np.testing.assert_allclose(found[0], x0, atol=5e-5)
+        np.testing.assert_allclose(found[1], noise, atol=2e-5)
 
 
 def test_min_snr_weights():
@@ -125,7 +143,8 @@ def test_unknown_prediction_is_explained():
     x0, noise = pair()
     for call in (
         lambda: target(SCHEDULE, "v_prediction", x0, noise, T),
-        lambda: to_x0_and_noise(SCHEDULE, "v_prediction", x0, noise, T),
+        lambda: to_x0_and_noise("v_prediction", x0, noise, *alpha_bar(SCHEDULE, T, 5)),
+        lambda: denoiser(lambda x, t: x, make_chain(SCHEDULE, 5), "v_prediction"),
         lambda: min_snr_weight(SCHEDULE, "v_prediction", T, 5.0),
     ):
         with pytest.raises(UserError, match="epsilon, velocity, x0"):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainldm.diffusion.objectives import PREDICTIONS, target, to_x0_and_noise
-from brainldm.diffusion.samplers import ddim, ddim_step, ddpm, ddpm_step, initial_noise, step_noise
-from brainldm.diffusion.schedule import ddim_timesteps, make_schedule
+from brainldm.diffusion.objectives import PREDICTIONS, denoiser, target, to_x0_and_noise
+from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, initial_noise, step_noise
+from brainldm.diffusion.schedule import SPACINGS, Chain, alpha_bar, chain_at_log_snr, make_chain, make_schedule
 from brainldm.runtime.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "schedulers.npz"
@@ -29,11 +29,27 @@ def smooth(x, t):
 def oracle(x0, prediction):
     """The network that knows the clean latent: any chain must end there."""
 
-    def denoise(x, t):
-        _, noise = to_x0_and_noise(SCHEDULE, "x0", x0, x, t)
+    def network(x, t):
+        t = t.astype(int)
+        _, noise = to_x0_and_noise("x0", x0, x, *alpha_bar(SCHEDULE, t, x.ndim))
         return target(SCHEDULE, prediction, x0, noise, t)
 
-    return denoise
+    return network
+
+
+def sample(network, x_T, keys, num_steps, *, sampler=ddim, prediction="epsilon", spacing="leading", **options):
+    """A whole chain of one of the samplers."""
+    chain = make_chain(SCHEDULE, num_steps, spacing)
+    denoise = denoiser(network, chain, prediction)
+    if sampler is dpmpp_2m:
+        return dpmpp_2m(denoise, chain, x_T)
+    return sampler(denoise, chain, x_T, lambda i: step_noise(keys, i, x_T.shape[1:]), **options)
+
+
+def one_step(sampler, prediction, output, x, t, t_next, noise=None, **options):
+    """A single step between two time steps, t_next < 0 standing for x_0, where the network says `output`."""
+    chain = Chain(jnp.array([t]), *alpha_bar(SCHEDULE, jnp.stack([jnp.asarray(t), jnp.asarray(t_next)])))
+    return sampler(denoiser(lambda x, t: output, chain, prediction), chain, x, lambda i: noise, **options)
 
 
 @pytest.mark.parametrize("num_steps", [50, 20])
@@ -47,8 +63,7 @@ def test_ddim_steps_agree_with_the_reference_chain(name, prediction, num_steps):
 
     @jax.jit
     def step(x, t):
-        output = smooth(x, jnp.full((1,), t))
-        return ddim_step(SCHEDULE, prediction, output, x, t, t - 1000 // num_steps, jnp.zeros_like(x))
+        return one_step(ddim, prediction, smooth(x, jnp.full((1,), t)), x, t, t - 1000 // num_steps)
 
     for t in np.linspace(999, 0, num_steps).round().astype(np.int32):
         x = step(x, t)
@@ -70,15 +85,16 @@ def test_ddim_agrees_with_the_chain_in_float64(prediction):
             eps = np.sqrt(now) * output + np.sqrt(1 - now) * x
             x0 = np.sqrt(now) * x - np.sqrt(1 - now) * output
         x = np.sqrt(after) * x0 + np.sqrt(1 - after) * eps
-    result = ddim(smooth, SCHEDULE, x_T, keys_of(0), num_steps=50, prediction=prediction)
+    result = sample(smooth, x_T, keys_of(0), 50, prediction=prediction)
     np.testing.assert_allclose(result, x, rtol=1e-5, atol=1e-5 * np.abs(x).max())
 
 
 def test_ddim_single_steps():
-    x, output, noise = jnp.ones((1, 1)), jnp.full((1, 1), 0.5), jnp.zeros((1, 1))
-    np.testing.assert_allclose(to_x0_and_noise(SCHEDULE, "epsilon", output, x, 980)[0], 41.8298759, rtol=3e-6)
-    np.testing.assert_allclose(ddim_step(SCHEDULE, "epsilon", output, x, 980, 960, noise), 1.10978699, rtol=3e-6)
-    np.testing.assert_allclose(ddim_step(SCHEDULE, "epsilon", output, x, 0, -20, noise), 0.98137128, rtol=1e-6)
+    x, output = jnp.ones((1, 1)), jnp.full((1, 1), 0.5)
+    found, _ = to_x0_and_noise("epsilon", output, x, *alpha_bar(SCHEDULE, 980))
+    np.testing.assert_allclose(found, 41.8298759, rtol=3e-6)
+    np.testing.assert_allclose(one_step(ddim, "epsilon", output, x, 980, 960), 1.10978699, rtol=3e-6)
+    np.testing.assert_allclose(one_step(ddim, "epsilon", output, x, 0, -20), 0.98137128, rtol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -86,31 +102,17 @@ def test_ddim_single_steps():
 def test_oracle_recovers_x0_ddim(prediction, eta):
     keys = keys_of(1, 2)
     x0 = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
-    result = ddim(
-        oracle(x0, prediction),
-        SCHEDULE,
-        initial_noise(keys, SHAPE),
-        keys,
-        num_steps=25,
-        eta=eta,
-        prediction=prediction,
-    )
+    result = sample(oracle(x0, prediction), initial_noise(keys, SHAPE), keys, 25, eta=eta, prediction=prediction)
     np.testing.assert_allclose(result, x0, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("num_steps", [None, 40])
+@pytest.mark.parametrize("num_steps", [1000, 40])
 def test_oracle_recovers_x0_ddpm(prediction, num_steps):
     keys = keys_of(1, 2)
     x0 = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
-    result = ddpm(
-        oracle(x0, prediction),
-        SCHEDULE,
-        initial_noise(keys, SHAPE),
-        keys,
-        prediction=prediction,
-        num_steps=num_steps,
-    )
+    x_T = initial_noise(keys, SHAPE)
+    result = sample(oracle(x0, prediction), x_T, keys, num_steps, sampler=ddpm, prediction=prediction)
     np.testing.assert_allclose(result, x0, atol=1e-5)
 
 
@@ -119,8 +121,8 @@ def test_ddpm_is_ddim_with_eta_one(num_steps):
     """Song et al. 2021, section 4.1; a posterior with the wrong stride fails here for 30 steps."""
     keys = keys_of(3)
     x_T = initial_noise(keys, SHAPE)
-    ancestral = ddpm(smooth, SCHEDULE, x_T, keys, num_steps=num_steps)
-    implicit = ddim(smooth, SCHEDULE, x_T, keys, num_steps=num_steps, eta=1.0)
+    ancestral = sample(smooth, x_T, keys, num_steps, sampler=ddpm)
+    implicit = sample(smooth, x_T, keys, num_steps, eta=1.0)
     np.testing.assert_allclose(ancestral, implicit, rtol=1e-3, atol=1e-4 * np.abs(implicit).max())
 
 
@@ -129,7 +131,7 @@ def gaussian_denoiser(variance):
     float64."""
 
     def ideal(x, t):
-        a = jnp.asarray(SCHEDULE.alphas_cumprod)[t][:, None]
+        a = jnp.asarray(SCHEDULE.alphas_cumprod)[t.astype(int)][:, None]
         return jnp.sqrt(1 - a) * x / (a * variance + 1 - a)
 
     return ideal
@@ -139,7 +141,7 @@ def test_ddim_scales_gaussian_noise_to_the_data():
     """Without noise the chain multiplies by sqrt(0.24657) in 1000 steps (tends to sqrt(0.25) with finer
     ones)."""
     keys = keys_of(5)
-    result = ddim(gaussian_denoiser(0.25), SCHEDULE, jnp.ones((1, 1)), keys, num_steps=1000)
+    result = sample(gaussian_denoiser(0.25), jnp.ones((1, 1)), keys, 1000)
     np.testing.assert_allclose(result**2, 0.24657, rtol=2e-4)
 
 
@@ -147,7 +149,7 @@ def test_ddpm_keeps_the_distribution_of_gaussian_data():
     """The variance of the samples is that carried through the 1000 linear steps in float64, 0.24282."""
     keys = jax.random.split(jax.random.key(0), 64)
     x_T = initial_noise(keys, (256,))
-    result = jax.jit(lambda x: ddpm(gaussian_denoiser(0.25), SCHEDULE, x, keys))(x_T)
+    result = jax.jit(lambda x: sample(gaussian_denoiser(0.25), x, keys, 1000, sampler=ddpm))(x_T)
     # 16384 draws: the standard error of the variance is 1.1 %.
     np.testing.assert_allclose(np.var(result), 0.24282, rtol=0.03)
 
@@ -159,63 +161,69 @@ def test_one_ancestral_step_draws_from_the_posterior():
     ratio = a[t] / a[s]
     precision = ratio / (1 - ratio) + 1 / (1 - a[s])
     mean = (np.sqrt(ratio) * x_t / (1 - ratio) + np.sqrt(a[s]) * x0 / (1 - a[s])) / precision
-    args = (SCHEDULE, "x0", jnp.full((1, 1), x0), jnp.full((1, 1), x_t), t, s)
-    np.testing.assert_allclose(ddpm_step(*args, jnp.zeros((1, 1)))[0, 0], mean, rtol=1e-5)
-    np.testing.assert_allclose(ddpm_step(*args, jnp.ones((1, 1)))[0, 0] - mean, np.sqrt(1 / precision), rtol=1e-5)
+    args = (ddpm, "x0", jnp.full((1, 1), x0), jnp.full((1, 1), x_t), t, s)
+    np.testing.assert_allclose(one_step(*args, jnp.zeros((1, 1)))[0, 0], mean, rtol=1e-5)
+    np.testing.assert_allclose(one_step(*args, jnp.ones((1, 1)))[0, 0] - mean, np.sqrt(1 / precision), rtol=1e-5)
 
 
 def test_eta_zero_ignores_the_keys_and_eta_one_does_not():
     x_T = initial_noise(keys_of(7), SHAPE)
 
     @jax.jit
-    def sample(keys, eta):
-        return ddim(smooth, SCHEDULE, x_T, keys, num_steps=10, eta=eta)
+    def with_eta(keys, eta):
+        return sample(smooth, x_T, keys, 10, eta=eta)
 
-    np.testing.assert_array_equal(sample(keys_of(0), 0.0), sample(keys_of(1), 0.0))
-    assert not np.allclose(sample(keys_of(0), 1.0), sample(keys_of(1), 1.0))
-    np.testing.assert_array_equal(sample(keys_of(0), 1.0), sample(keys_of(0), 1.0))
+    np.testing.assert_array_equal(with_eta(keys_of(0), 0.0), with_eta(keys_of(1), 0.0))
+    assert not np.allclose(with_eta(keys_of(0), 1.0), with_eta(keys_of(1), 1.0))
+    np.testing.assert_array_equal(with_eta(keys_of(0), 1.0), with_eta(keys_of(0), 1.0))
+
+
+def test_an_eta_that_is_known_to_be_zero_draws_no_noise_and_gives_the_same_numbers():
+    x_T = initial_noise(keys_of(7), SHAPE)
+    traced = jax.jit(lambda eta: sample(smooth, x_T, keys_of(0), 10, eta=eta))(0.0)
+    chain = make_chain(SCHEDULE, 10)
+
+    def no_noise(i):
+        raise AssertionError("noise was drawn")
+
+    known = jax.jit(lambda x: ddim(denoiser(smooth, chain, "epsilon"), chain, x, no_noise))(x_T)
+    np.testing.assert_array_equal(known, traced)
 
 
 def test_one_program_for_every_eta_and_any_parameters():
     traces = []
 
     @jax.jit
-    def sample(params, x_T, keys, eta):
+    def with_params(params, x_T, keys, eta):
         traces.append(None)
-        return ddim(lambda x, t: params * x, SCHEDULE, x_T, keys, num_steps=5, eta=eta)
+        return sample(lambda x, t: params * x, x_T, keys, 5, eta=eta)
 
     keys = keys_of(7)
     x_T = initial_noise(keys, SHAPE)
-    results = [np.asarray(sample(p, x_T, keys, eta)) for p, eta in [(0.3, 0.0), (0.3, 0.5), (0.2, 1.0)]]
+    results = [np.asarray(with_params(p, x_T, keys, eta)) for p, eta in [(0.3, 0.0), (0.3, 0.5), (0.2, 1.0)]]
     assert len(traces) == 1
     assert not np.allclose(results[0], results[1]) and not np.allclose(results[1], results[2])
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     @jax.jit
-    def sample(keys):
-        return ddim(smooth, SCHEDULE, initial_noise(keys, SHAPE), keys, num_steps=10, eta=1.0)
+    def of_keys(keys):
+        return sample(smooth, initial_noise(keys, SHAPE), keys, 10, eta=1.0)
 
-    together = np.asarray(sample(keys_of(1, 2, 3)))
-    np.testing.assert_array_equal(np.asarray(sample(keys_of(3, 9, 1)))[[2, 0]], together[[0, 2]])
-    np.testing.assert_array_equal(np.asarray(sample(keys_of(2)))[0], together[1])
+    together = np.asarray(of_keys(keys_of(1, 2, 3)))
+    np.testing.assert_array_equal(np.asarray(of_keys(keys_of(3, 9, 1)))[[2, 0]], together[[0, 2]])
+    np.testing.assert_array_equal(np.asarray(of_keys(keys_of(2)))[0], together[1])
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-def test_scan_equals_a_loop_of_steps(name):
-    num_steps, eta = 6, 0.7
+@pytest.mark.parametrize("sampler, options", [(ddim, {"eta": 0.7}), (ddpm, {})])
+def test_scan_equals_a_loop_of_steps(sampler, options):
     keys = keys_of(1, 2)
     x_T = initial_noise(keys, SHAPE)
     x = x_T
-    timesteps = ddim_timesteps(1000, num_steps)
-    for index, t in enumerate(timesteps):
-        output = smooth(x, jnp.full((2,), t))
-        args = (SCHEDULE, "velocity", output, x, t, t - 1000 // num_steps, step_noise(keys, index, SHAPE))
-        x = ddim_step(*args, eta) if name == "ddim" else ddpm_step(*args)
-    if name == "ddim":
-        scanned = ddim(smooth, SCHEDULE, x_T, keys, num_steps=num_steps, eta=eta, prediction="velocity")
-    else:
-        scanned = ddpm(smooth, SCHEDULE, x_T, keys, num_steps=num_steps, prediction="velocity")
+    for index, t in enumerate(range(830, -1, -166)):
+        noise = step_noise(keys, index, SHAPE)
+        x = one_step(sampler, "velocity", smooth(x, jnp.full((2,), t)), x, t, t - 166, noise, **options)
+    scanned = sample(smooth, x_T, keys, 6, sampler=sampler, prediction="velocity", **options)
     # Compiled as one program the same arithmetic may be fused; a rounding a step is all that may differ.
     np.testing.assert_allclose(scanned, x, rtol=1e-5, atol=1e-6)
 
@@ -236,14 +244,97 @@ def test_noise_is_named_by_key_and_step():
 def test_state_stays_float32_for_a_low_precision_network():
     keys = keys_of(1)
     x_T = initial_noise(keys, SHAPE).astype(jnp.bfloat16)
-    result = ddim(lambda x, t: (0.3 * x).astype(jnp.bfloat16), SCHEDULE, x_T, keys, num_steps=5)
-    assert result.dtype == jnp.float32
+    for sampler in (ddim, ddpm, dpmpp_2m):
+        result = sample(lambda x, t: (0.3 * x).astype(jnp.bfloat16), x_T, keys, 5, sampler=sampler)
+        assert result.dtype == jnp.float32
 
 
 def test_mistakes_are_explained():
     keys = keys_of(1)
     x_T = initial_noise(keys, SHAPE)
     with pytest.raises(UserError, match="epsilon, velocity, x0"):
-        ddim(smooth, SCHEDULE, x_T, keys, num_steps=5, prediction="v")
+        sample(smooth, x_T, keys, 5, prediction="v")
     with pytest.raises(UserError, match="between 1 and the 1000"):
-        ddpm(smooth, SCHEDULE, x_T, keys, num_steps=2000)
+        sample(smooth, x_T, keys, 2000, sampler=ddpm)
+    with pytest.raises(UserError, match="leading, karras, log_snr"):
+        sample(smooth, x_T, keys, 5, spacing="linear")
+
+
+# Multistep solvers and other spacings
+
+
+def exact_gaussian(chain, variance):
+    """The denoiser of Gaussian data of mean 0 at any noise level: x_0 = sqrt(a) v x / (a v + b)."""
+
+    def denoise(x, i):
+        a, b = jnp.asarray(chain.a)[i], jnp.asarray(chain.b)[i]
+        scale = a * variance + b
+        return jnp.sqrt(a) * variance / scale * x, jnp.sqrt(b) / scale * x
+
+    return denoise
+
+
+def error_on_gaussian_data(sampler, num_steps):
+    """Relative error at the end of a chain between two noise levels, where the probability flow of Gaussian data
+    is x sqrt(a v + b) up to a constant."""
+    variance = 0.25
+    levels = np.linspace(-3.0, 3.0, num_steps + 1)
+    chain = chain_at_log_snr(SCHEDULE, levels)
+    chain = Chain(chain.t[:-1], chain.a[:-1], chain.b[:-1])
+    a, b = (x.astype(np.float64) for x in (chain.a[[0, -1]], chain.b[[0, -1]]))
+    spread = np.sqrt(a * variance + b)
+    found = sampler(exact_gaussian(chain, variance), chain, jnp.ones((1, 1)))
+    return abs(float(found[0, 0]) / (spread[1] / spread[0]) - 1)
+
+
+def test_orders_of_convergence_on_gaussian_data():
+    """Twice the steps: a quarter of the error for DPM-Solver++(2M), half of it for DDIM (Lu et al. 2022)."""
+    second = [error_on_gaussian_data(dpmpp_2m, n) for n in (20, 40, 80)]
+    first = [error_on_gaussian_data(lambda d, c, x: ddim(d, c, x, None), n) for n in (20, 40, 80)]
+    orders = [np.log2(np.divide(errors[:-1], errors[1:])) for errors in (second, first)]
+    np.testing.assert_allclose(orders[0], 2.0, atol=0.1)
+    np.testing.assert_allclose(orders[1], 1.0, atol=0.1)
+    assert second[-1] < 0.1 * first[-1]
+
+
+def test_the_first_order_solver_is_ddim():
+    """DPM-Solver++ of first order is DDIM (Lu et al. 2022, section 4); one step of 2M is of first order."""
+    x = initial_noise(keys_of(1), SHAPE)
+    output = 0.3 * x
+    chain = Chain(jnp.array([500]), *alpha_bar(SCHEDULE, jnp.array([500, 300])))
+    denoise = denoiser(lambda x, t: output, chain, "epsilon")
+    np.testing.assert_allclose(dpmpp_2m(denoise, chain, x), ddim(denoise, chain, x, None), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("sampler", [ddim, ddpm, dpmpp_2m])
+def test_every_sampler_is_exact_on_a_point_mass_over_every_spacing(sampler, spacing):
+    x0 = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
+    keys = keys_of(1, 2)
+    chain = make_chain(SCHEDULE, 7, spacing)
+
+    def denoise(x, i):
+        a, b = jnp.asarray(chain.a)[i], jnp.asarray(chain.b)[i]
+        return x0, (x - jnp.sqrt(a) * x0) / jnp.sqrt(b)
+
+    x_T = initial_noise(keys, SHAPE)
+    if sampler is dpmpp_2m:
+        result = dpmpp_2m(denoise, chain, x_T)
+    else:
+        result = sampler(denoise, chain, x_T, lambda i: step_noise(keys, i, SHAPE))
+    np.testing.assert_allclose(result, x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+def test_twenty_steps_of_the_multistep_solver_reach_gaussian_data(spacing):
+    """20 steps of DPM-Solver++(2M) are a few percent from the limit of many, 20 of DDIM over three times that."""
+    variance = 0.25
+
+    def chain_to_the_end(sampler, num_steps, spacing):
+        chain = make_chain(SCHEDULE, num_steps, spacing)
+        return float(sampler(exact_gaussian(chain, variance), chain, jnp.ones((1, 1)))[0, 0])
+
+    plain = lambda d, c, x: ddim(d, c, x, None)  # noqa: E731
+    exact = chain_to_the_end(dpmpp_2m, 1000, spacing)
+    multistep = abs(chain_to_the_end(dpmpp_2m, 20, spacing) - exact)
+    assert multistep < 0.04 * exact and multistep < 0.3 * abs(chain_to_the_end(plain, 20, spacing) - exact)

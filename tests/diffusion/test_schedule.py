@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainldm.diffusion.schedule import SCHEDULE_KINDS, Schedule, alpha_bar, ddim_timesteps, make_schedule
+from brainldm.diffusion.schedule import (
+    SCHEDULE_KINDS,
+    SPACINGS,
+    Schedule,
+    alpha_bar,
+    chain_at_log_snr,
+    ddim_timesteps,
+    make_chain,
+    make_schedule,
+)
 from brainldm.runtime.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "schedulers.npz"
@@ -81,10 +90,10 @@ def test_ddim_timesteps():
 
 def test_alpha_bar_lookup():
     schedule = make_schedule()
-    signal, noise = alpha_bar(schedule, jnp.array([0, 500, -1]), ndim=4)
-    assert signal.shape == noise.shape == (3, 1, 1, 1)
-    np.testing.assert_array_equal(signal[:, 0, 0, 0], [*schedule.alphas_cumprod[[0, 500]], 1.0])
-    np.testing.assert_array_equal(noise[:, 0, 0, 0], [*schedule.one_minus_alphas_cumprod[[0, 500]], 0.0])
+    a, b = alpha_bar(schedule, jnp.array([0, 500, -1]), ndim=4)
+    assert a.shape == b.shape == (3, 1, 1, 1)
+    np.testing.assert_array_equal(a[:, 0, 0, 0], [*schedule.alphas_cumprod[[0, 500]], 1.0])
+    np.testing.assert_array_equal(b[:, 0, 0, 0], [*schedule.one_minus_alphas_cumprod[[0, 500]], 0.0])
     assert alpha_bar(schedule, 3, ndim=4)[0].shape == ()
 
 
@@ -93,3 +102,46 @@ def test_schedule_is_a_pytree_that_can_be_traced():
     value = jax.jit(lambda s, t: alpha_bar(s, t)[0])(schedule, 250)
     assert isinstance(jax.tree.map(lambda leaf: leaf, schedule), Schedule)
     np.testing.assert_array_equal(value, schedule.alphas_cumprod[250])
+
+
+def test_the_leading_chain_holds_the_tables_own_numbers():
+    schedule = make_schedule()
+    chain = make_chain(schedule, 50)
+    np.testing.assert_array_equal(chain.t, np.arange(980, -1, -20))
+    np.testing.assert_array_equal(chain.a, [*schedule.alphas_cumprod[980::-20], 1.0])
+    np.testing.assert_array_equal(chain.b, [*schedule.one_minus_alphas_cumprod[980::-20], 0.0])
+
+
+@pytest.mark.parametrize("kind", SCHEDULE_KINDS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("num_steps", [1, 2, 25])
+def test_a_chain_descends_to_the_clean_latent(kind, spacing, num_steps):
+    chain = make_chain(make_schedule(kind), num_steps, spacing)
+    assert (chain.t.shape, chain.a.shape, chain.b.shape) == ((num_steps,), (num_steps + 1,), (num_steps + 1,))
+    assert {x.dtype for x in chain} == {np.dtype(np.float32)}
+    assert np.all(np.diff(chain.t) < 0) and np.all(np.diff(chain.a) > 0) and np.all(np.diff(chain.b) < 0)
+    assert chain.a[-1] == 1 and chain.b[-1] == 0
+    np.testing.assert_allclose(chain.a.astype(np.float64) + chain.b, 1.0, atol=1e-7)
+    if spacing != "leading":
+        assert chain.t[0] == 999 and (num_steps == 1 or chain.t[-1] == 0)
+
+
+def test_spacings_by_their_definitions():
+    schedule = make_schedule()
+    chain = make_chain(schedule, 10, "karras")
+    sigma = np.sqrt(chain.b[:-1].astype(np.float64) / chain.a[:-1])
+    np.testing.assert_allclose(np.diff(sigma ** (1 / 7)), np.diff(sigma ** (1 / 7))[0], rtol=1e-4)
+    chain = make_chain(schedule, 10, "log_snr")
+    log_snr = 0.5 * np.log(chain.a[:-1].astype(np.float64) / chain.b[:-1])
+    np.testing.assert_allclose(np.diff(log_snr), np.diff(log_snr)[0], rtol=1e-4)
+
+
+def test_fractional_time_steps_agree_with_the_table():
+    """At the levels of the table t is whole; halfway between two of them in lambda it is halfway between them."""
+    schedule = make_schedule()
+    a, b = (table.astype(np.float64) for table in schedule)
+    log_snr = 0.5 * np.log(a / b)
+    np.testing.assert_allclose(chain_at_log_snr(schedule, log_snr[[900, 500, 3]]).t, [900, 500, 3], atol=1e-4)
+    between = chain_at_log_snr(schedule, [0.5 * (log_snr[700] + log_snr[701])])
+    np.testing.assert_allclose(between.t, [700.5], atol=1e-4)
+    assert a[701] < between.a[0] < a[700]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.dataset import (
     MANIFEST,
     Settings,
@@ -31,7 +32,7 @@ def model(demo_run):
 
 @pytest.fixture(scope="module")
 def sampler(model):
-    return make_sampler(model, batch_size=3, num_steps=2)
+    return make_sampler(model, Sampling(2), batch_size=3)
 
 
 def test_a_brain_depends_on_its_seed_index_and_conditions_alone(sampler):
@@ -54,8 +55,8 @@ def test_no_two_samples_share_a_key():
 def test_guidance_of_one_is_the_plain_model(model, sampler):
     codes = COVARIATES.encode([ROW])
     plain = sampler(0, np.array([0]), codes)
-    strong = make_sampler(model, batch_size=3, num_steps=2, guidance=3.0)(0, np.array([0]), codes)
-    almost = make_sampler(model, batch_size=3, num_steps=2, guidance=1.0 + 1e-6)(0, np.array([0]), codes)
+    strong = make_sampler(model, Sampling(2, guidance=3.0), batch_size=3)(0, np.array([0]), codes)
+    almost = make_sampler(model, Sampling(2, guidance=1.0 + 1e-6), batch_size=3)(0, np.array([0]), codes)
     np.testing.assert_allclose(almost, plain, atol=1e-4)
     assert np.abs(strong - plain).max() > 1e-3
 
@@ -76,8 +77,8 @@ def test_reconstructions_have_the_shape_of_the_scans(model, demo_run):
 
 def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
     rows = [ROW, {**ROW, "ventricles_ml": 60.0}]
-    generate(model, tmp_path / "a", rows, Settings(seed=3, num_steps=2, batch_size=2))
-    generate(model, tmp_path / "b", rows, Settings(seed=3, num_steps=2, batch_size=2))
+    generate(model, tmp_path / "a", rows, Settings(Sampling(2), seed=3, batch_size=2))
+    generate(model, tmp_path / "b", rows, Settings(Sampling(2), seed=3, batch_size=2))
     entries = [json.loads(line) for line in (tmp_path / "a" / MANIFEST).read_text().splitlines()]
     assert [e["conditions"] for e in entries] == rows
     for entry in entries:
@@ -100,9 +101,9 @@ def read_bytes_of_header(path):
 def test_conditions_outside_the_range_need_to_be_asked_for(model, tmp_path):
     row = {**ROW, "age": 95.0}
     with pytest.raises(UserError, match=r"age 95 years \(range 44 to 82\).*--extrapolate"):
-        generate(model, tmp_path / "a", [row], Settings(num_steps=2))
+        generate(model, tmp_path / "a", [row], Settings(Sampling(2)))
     assert not (tmp_path / "a").exists()
-    generate(model, tmp_path / "a", [row], Settings(num_steps=2, extrapolate=True))
+    generate(model, tmp_path / "a", [row], Settings(Sampling(2), extrapolate=True))
     sidecar = json.loads((tmp_path / "a/sub-0001/anat/sub-0001_T1w.json").read_text())
     assert sidecar["Extrapolated"] is True
     assert "\ttrue\n" in (tmp_path / "a/participants.tsv").read_text()
@@ -111,7 +112,7 @@ def test_conditions_outside_the_range_need_to_be_asked_for(model, tmp_path):
 def test_an_output_folder_that_holds_something_is_left_alone(model, tmp_path):
     (tmp_path / "data.csv").write_text("1,2,3")
     with pytest.raises(UserError, match="already holds"):
-        generate(model, tmp_path, [ROW], Settings(num_steps=2))
+        generate(model, tmp_path, [ROW], Settings(Sampling(2)))
     assert [p.name for p in tmp_path.iterdir()] == ["data.csv"]
 
 

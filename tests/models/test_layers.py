@@ -1,6 +1,7 @@
 """Convolution by planes against XLA's direct one, norms, resampling, time embedding."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,13 @@ import pytest
 from jax import lax
 
 from brainldm.models import layers
+from brainldm.models.build import NETWORKS, build
 from brainldm.models.layers import (
     Conv,
     GroupNorm,
     average_pool,
     conv3d,
+    conv_route,
     timestep_embedding,
     upsample_nearest,
 )
@@ -73,6 +76,42 @@ def test_the_route_is_chosen_by_the_platform_lowered_for(platform, rank):
     gradient = jax.jit(jax.grad(lambda a, b: conv3d(a, b, (1, 1, 1), SAME).sum(), argnums=(0, 1)))
     program = gradient.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
     assert _convolution_ranks(program) == {rank}
+
+
+def test_the_caller_sets_the_route():
+    x, kernel = _data(3)
+    for route, rank in ((conv_route(1), 4), (conv_route(8), 5)):
+        program = jax.jit(lambda a, b, route=route: conv3d(a, b, (1, 1, 1), SAME, route)).trace(x, kernel)
+        assert _convolution_ranks(program.lower(lowering_platforms=("cpu",)).as_text()) == {rank}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_convolution_of_a_network_takes_the_route_that_it_was_built_with(name):
+    arguments = {
+        "autoencoder": {"channels": [32, 32], "num_res_blocks": 1, "norm_num_groups": 8},
+        "unet": {
+            "channels": [32, 32],
+            "num_res_blocks": 1,
+            "attention_levels": [False, False],
+            "num_head_channels": [32, 32],
+            "norm_num_groups": 8,
+        },
+        "discriminator": {"channels": 32, "num_layers": 2},
+    }[name]
+    x = jax.ShapeDtypeStruct((1, 32, 32, 32, {"unet": 3}.get(name, 1)), jnp.float32)
+    inputs = {
+        "autoencoder": (x,),
+        "unet": (x, jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, 4), jnp.float32)),
+        "discriminator": (x,),
+    }[name]
+    options = {"train": False} if name == "discriminator" else {}
+    found = {}
+    for devices in (1, 8):
+        network = build(name, arguments, num_devices=devices)
+        variables = jax.eval_shape(partial(network.init, **options), jax.random.key(0), *inputs)
+        program = jax.jit(partial(network.apply, **options)).trace(variables, *inputs)
+        found[devices] = _convolution_ranks(program.lower(lowering_platforms=("cpu",)).as_text())
+    assert 4 in found[1] and found[8] == {5}
 
 
 def test_small_convolutions_are_direct_everywhere():

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.population.population import write_population
 from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, autoencoder_shapes, save_model, unet_shapes
@@ -61,7 +62,7 @@ def make_dataset(folder: Path, people: int = 10) -> Path:
         schedule={"kind": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205, "num_train_steps": 1000},
         prediction="epsilon",
         latent_scale=1.0,
-        sampling={"num_steps": 2, "eta": 0.0, "guidance": 1.0},
+        sampling=Sampling(2),
         grid=training_grid(4),
         covariates=covariates,
         provenance={},

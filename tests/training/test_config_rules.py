@@ -106,7 +106,7 @@ def test_every_key_has_a_rule_but_those_that_are_understood_elsewhere():
         config = make()
         keys = set(_keys(config.to_dict()))
         without = {key for key in keys - set(RULES[config.stage]) if not key.startswith("covariates.ranges.")}
-        assert without <= {"loss.perceptual", "mesh.rules", "mesh.min_size"}
+        assert without <= {"loss.perceptual", "mesh.rules", "mesh.min_size", "sampling.sampler", "sampling.spacing"}
         assert set(RULES[config.stage]) <= keys
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from brainldm.diffusion.samplers import ddim_step
-from brainldm.diffusion.schedule import make_schedule
+from brainldm.diffusion.objectives import denoiser
+from brainldm.diffusion.samplers import ddim
+from brainldm.diffusion.sampling import Sampling
+from brainldm.diffusion.schedule import Chain, alpha_bar, make_schedule
 from brainldm.generation.dataset import Settings, generate
 from brainldm.runtime.errors import UserError
 from brainldm.weights.convert import ConversionOptions, from_monai, parse_head_channels, to_monai
@@ -33,7 +35,7 @@ def test_ten_ddim_steps_equal_monais(shared, tmp_path, names):
 
     @jax.jit
     def output(params, x, t):
-        return unet.apply({"params": params}, x, jnp.full(x.shape[0], t), condition)
+        return unet.apply({"params": params}, x, t, condition)
 
     keys = [name for name in numbers.files if "ddim" in name]
     assert len(keys) == 2
@@ -43,15 +45,9 @@ def test_ten_ddim_steps_equal_monais(shared, tmp_path, names):
             x = latent
             # MONAI since 1.6 spaces its steps evenly from T - 1 to 0 and still steps back by T // steps.
             for t in np.linspace(999, 0, 10).round().astype(int):
-                x = ddim_step(
-                    schedule,
-                    prediction,
-                    output(model.unet, x, t),
-                    x,
-                    jnp.int32(t),
-                    jnp.int32(t - 100),
-                    jnp.zeros_like(x),
-                )
+                chain = Chain(np.array([t]), *alpha_bar(schedule, jnp.array([t, t - 100])))
+                denoise = denoiser(lambda x, t: output(model.unet, x, t), chain, prediction)
+                x = ddim(denoise, chain, x, None)
             assert relative_error(np.moveaxis(np.asarray(x), -1, 1), numbers[name]) < 1e-4
 
 
@@ -72,7 +68,7 @@ def test_a_converted_model_generates(shared, tmp_path):
     model = load_model(tmp_path / "model")
     assert model.spec.latent_shape == (20, 28, 20, 3)
     row = {"sex": "F", "age": 60.0, "ventricles_ml": 30.0, "brain_ml": 1500.0}
-    generate(model, tmp_path / "out", [row], Settings(num_steps=1))
+    generate(model, tmp_path / "out", [row], Settings(Sampling(1)))
     assert (tmp_path / "out/sub-0001/anat/sub-0001_T1w.nii.gz").stat().st_size > 100_000
 
 

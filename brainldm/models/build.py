@@ -1,0 +1,37 @@
+"""Networks from their names and constructor arguments, as configs and model.json hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.models.discriminator import PatchDiscriminator
+from brainldm.models.layers import conv_route
+from brainldm.models.unet import DiffusionUNet
+from brainldm.runtime.errors import UserError
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "autoencoder": AutoencoderKL,
+    "unet": DiffusionUNet,
+    "discriminator": PatchDiscriminator,
+}
+
+DTYPES = ("float32", "bfloat16")
+"""Types that a network can compute in, by name."""
+
+
+def build(name: str, arguments: Mapping[str, Any], *, num_devices: int) -> Any:
+    """The Linen module `name` (one of NETWORKS) with its constructor arguments, the dtype by name.
+
+    num_devices: over how many devices the arrays of the program that it is part of are sharded; 1 where only shapes are
+    wanted. Raises UserError for another dtype, TypeError for an argument that the network does not have.
+    """
+    dtype = arguments.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise UserError(f"The {name} cannot compute in {dtype!r}; dtype can be {' or '.join(DTYPES)}.")
+    hashable = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    return NETWORKS[name](**{**hashable, "dtype": jnp.dtype(dtype), "conv_route": conv_route(num_devices)})
