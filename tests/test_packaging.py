@@ -196,6 +196,7 @@ def test_wheel_holds_package_configs_and_licence_and_no_tests(tmp_path):
     assert {name.split("/")[0] for name in names} == {"brainldm", info}
     assert f"{info}/licenses/LICENSE" in names
     assert "brainldm/configs/added.py" in names
+    assert {"brainldm/reports/templates/base.html", "brainldm/reports/templates/style.css"} <= names
     in_package = {name for name in names if name.startswith("brainldm/")}
     assert in_package == files("brainldm") | {f"brainldm/{name}" for name in files("configs")}
     assert "brainldm = brainldm.cli:main" in entry_points

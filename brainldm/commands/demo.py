@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from brainldm.runtime.console import Progress, duration, log
+from brainldm.runtime.console import Progress, log
+from brainldm.runtime.format import format_duration
 from brainldm.runtime.lock import new_folder
 
 SPACING_MM = 4
@@ -60,7 +61,7 @@ def _demo(out: Path, size: Size) -> dict[str, Any]:
     began = time.monotonic()
 
     def step(number: int, what: str) -> None:
-        log(f"\n[{number}/5] {what} ({duration(time.monotonic() - began)} so far)")
+        log(f"\n[{number}/5] {what} ({format_duration(time.monotonic() - began)} so far)")
 
     step(1, "Making the embedded population (a stand-in: deformed templates, not people)")
     for name, people, seed in (("population", size.people, SEED), ("held_out", size.brains, SEED + 1)):
@@ -100,7 +101,7 @@ def _demo(out: Path, size: Size) -> dict[str, Any]:
     figures = evaluate(
         out / "synthetic", out / "held_out", out / "report", **illustrate(out / "model", out / "held_out")
     )
-    log(f"\nDone in {duration(time.monotonic() - began)}.")
+    log(f"\nDone in {format_duration(time.monotonic() - began)}.")
     return figures
 
 

@@ -15,6 +15,7 @@ from brainldm.datasets.bids import read_dataset, read_participants
 from brainldm.datasets.covariates import Covariates, is_missing
 from brainldm.datasets.scans import Scan
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import format_shape
 from brainldm.volumes.grids import SPACINGS_MM, Grid, training_grid
 from brainldm.volumes.nifti import read_volume
 
@@ -154,6 +155,6 @@ def _same(a: Grid, b: Grid) -> bool:
 
 def _described(shape: Sequence[int], affine: np.ndarray) -> str:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    size = "x".join(f"{s:g}" for s in spacing)
+    size = format_shape(spacing)
     first = np.round(affine[:3, 3], 1).tolist()
-    return f"{'x'.join(map(str, shape))} voxels of {size} mm, the first at {first} mm"
+    return f"{format_shape(shape)} voxels of {size} mm, the first at {first} mm"

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from brainldm.datasets.scans import Scan
 from brainldm.evaluation.datasets import Scans
 from brainldm.evaluation.measures.volumetry import Measurement
 from brainldm.reports.mosaics import mosaic
+from brainldm.reports.plots import BLUE, GREY, INK, figure_to_image, new_figure, plain_axes
 
-MADE, PEOPLE, FAINT = "#1f5fa8", "#9a9a9a", "#555555"
 SHOWN = 6
 
 
@@ -25,17 +23,16 @@ def scatter(
     unit: str = "mL",
 ) -> Image.Image:
     """Requested (x) against measured (y) values of generated brains, labels against measured of real ones."""
-    figure = Figure(figsize=(5.2, 5.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2, 5.0, dpi=150)
     axes = figure.add_subplot()
     everything = np.concatenate([np.ravel(part) for part in (*made, *people)])
     everything = everything[np.isfinite(everything)]
     low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
     margin = 0.05 * max(high - low, 1e-6)
     limits = (low - margin, high + margin)
-    axes.plot(limits, limits, "--", color=FAINT, linewidth=1, label="identity")
-    axes.scatter(*people, s=22, facecolors="none", edgecolors=PEOPLE, linewidths=1, label=_counted("real", people))
-    axes.scatter(*made, s=20, color=MADE, alpha=0.8, linewidths=0, label=_counted("generated", made))
+    axes.plot(limits, limits, "--", color=INK, linewidth=1, label="identity")
+    axes.scatter(*people, s=22, facecolors="none", edgecolors=GREY, linewidths=1, label=_counted("real", people))
+    axes.scatter(*made, s=20, color=BLUE, alpha=0.8, linewidths=0, label=_counted("generated", made))
     axes.set(
         xlim=limits,
         ylim=limits,
@@ -44,11 +41,10 @@ def scatter(
         xlabel=f"requested; label of real brains ({unit})",
         ylabel=f"measured on the image ({unit})",
     )
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=9)
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    return figure_to_image(figure)
 
 
 def brains(made: Scans, people: Scans, measured: dict[str, list[Measurement]]) -> Image.Image:

@@ -19,6 +19,7 @@ from brainldm.evaluation.metrics.conditioning import agreement
 from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
 from brainldm.evaluation.page import render
 from brainldm.runtime.files import write_atomically, write_json
+from brainldm.runtime.format import format_interval, format_number
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
 
@@ -108,12 +109,12 @@ def headline_lines(figures: dict[str, Any]) -> list[str]:
     for name in MEASURED:
         found = figures["agreement"][name]["synthetic"]
         lines.append(
-            f"{TITLES[name]}, requested against measured: r = {_number(found['r']['value'])} (n = {found['n']})"
+            f"{TITLES[name]}, requested against measured: r = {format_number(found['r']['value'])} (n = {found['n']})"
         )
     among = figures["ms_ssim"]
     lines.append(
-        f"MS-SSIM among generated brains: {_number(among['synthetic']['mean'])}, "
-        f"among real ones: {_number(among['real']['mean'])}"
+        f"MS-SSIM among generated brains: {format_number(among['synthetic']['mean'])}, "
+        f"among real ones: {format_number(among['real']['mean'])}"
     )
     return lines
 
@@ -128,19 +129,20 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         ):
             found = figures["agreement"][name][which]
             lines.append(
-                f"{TITLES[name]}, {words}: r {_interval(found['r'])}, slope {_interval(found['slope'])}, "
-                f"mean absolute error {_number(found['mae']['value'])} mL (n = {found['n']}, not measured "
+                f"{TITLES[name]}, {words}: r {format_interval(**found['r'])}, "
+                f"slope {format_interval(**found['slope'])}, "
+                f"mean absolute error {format_number(found['mae']['value'])} mL (n = {found['n']}, not measured "
                 f"{found['missing']})"
             )
     for which, words in (("synthetic", "generated"), ("real", "real")):
         found = figures["ms_ssim"][which]
         lines.append(
-            f"MS-SSIM among {words} brains: {_number(found['mean'])} (sd {_number(found['sd'])}, "
+            f"MS-SSIM among {words} brains: {format_number(found['mean'])} (sd {format_number(found['sd'])}, "
             f"{found['pairs']} pairs of {found['volumes']}, {found['scales']} scales)"
         )
     found = figures["reconstruction"]
     if found:
-        lines.append(f"Reconstructions: MS-SSIM to the original {_number(found['ms_ssim'])} (n = {found['n']})")
+        lines.append(f"Reconstructions: MS-SSIM to the original {format_number(found['ms_ssim'])} (n = {found['n']})")
     if figures["stand_in"]:
         lines.append("These data are the embedded population or come from it: a stand-in, not people.")
     return lines
@@ -235,13 +237,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float | None) -> str:
-    return "not determined" if value is None else f"{value:.3g}"
-
-
-def _interval(found: dict[str, float | None]) -> str:
-    if found["value"] is None or found["low"] is None:
-        return _number(found["value"])
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"

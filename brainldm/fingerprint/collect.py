@@ -25,6 +25,7 @@ from brainldm.fingerprint.inspection import Inspection, Opened, Progress, inspec
 from brainldm.fingerprint.options import CheckOptions
 from brainldm.fingerprint.record import Duplicate, Fingerprint
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import format_shape
 from brainldm.volumes.grids import Grid, training_grid
 from brainldm.volumes.plausibility import SMALLEST_FOV_MM
 from brainldm.volumes.probe import Outside
@@ -89,8 +90,8 @@ def collect(
         findings=[],
         rejected=rejected,
         geometry={
-            "shape": _count("x".join(map(str, g.shape)) for g in geometries),
-            "spacing in mm": _count("x".join(f"{side:g}" for side in g.spacing_mm) for g in geometries),
+            "shape": _count(format_shape(g.shape) for g in geometries),
+            "spacing in mm": _count(format_shape(g.spacing_mm) for g in geometries),
             "orientation": _count(
                 g.orientation + (", oblique" if g.oblique_deg > OBLIQUE_DEG else "") for g in geometries
             ),
@@ -192,9 +193,9 @@ def _wrong_grid(outside: Outside, grid: Grid) -> list[str]:
         return []
     if geometry.grid_mm is not None:
         return [f"voxels of {geometry.grid_mm} mm, and training is at {wanted:g} mm"]
-    text = f"{'x'.join(map(str, geometry.ras_shape))} voxels from {_place(geometry.first_mm)} mm"
+    text = f"{format_shape(geometry.ras_shape)} voxels from {_place(geometry.first_mm)} mm"
     return [
-        f"not on the training grid: {text}, where {'x'.join(map(str, grid.shape))} from "
+        f"not on the training grid: {text}, where {format_shape(grid.shape)} from "
         f"{_place(grid.affine[:3, 3])} mm is wanted"
     ]
 

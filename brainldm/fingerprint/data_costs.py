@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from brainldm.runtime.format import format_bytes, format_shape
 from brainldm.volumes.grids import Grid
 
 HEADER_BYTES = 352
@@ -50,10 +51,10 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, sizes:
     """The stages in their order, for `scans` scans trained on `grid`."""
     sizes = sizes or DataSizes()
     voxels = math.prod(grid.shape)
-    size = "x".join(map(str, grid.shape))
+    size = format_shape(grid.shape)
     latent_shape = [math.ceil(side / sizes.downsampling) for side in grid.shape]
     latent = math.prod(latent_shape) * sizes.latent_channels
-    latent_text = "x".join(map(str, (*latent_shape, sizes.latent_channels)))
+    latent_text = format_shape((*latent_shape, sizes.latent_channels))
     volume = 2 * voxels + HEADER_BYTES
     # In whole volumes, as the pipeline keeps them.
     kept = min(scans, int(sizes.cache_gib * 2**30 / (4 * voxels))) * 4 * voxels
@@ -74,7 +75,7 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, sizes:
             0,
             kept + sizes.batch_size * 4 * voxels,
             f"memory: the volumes kept in float32 (config.data.cache_gib {sizes.cache_gib:g}) and a batch of "
-            f"{sizes.batch_size}; the {readable_bytes(scans * volume)} of prepared volumes are read fastest while they "
+            f"{sizes.batch_size}; the {format_bytes(scans * volume)} of prepared volumes are read fastest while they "
             "fit into free memory",
         ),
         Cost(
@@ -87,7 +88,7 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, sizes:
             "diffusion training",
             0,
             sizes.batch_size * latent * 4,
-            f"memory: a batch of {sizes.batch_size}; the {readable_bytes(latents / 2)} of means are read fastest while "
+            f"memory: a batch of {sizes.batch_size}; the {format_bytes(latents / 2)} of means are read fastest while "
             "they fit into free memory. No volume is read",
         ),
         Cost(
@@ -97,12 +98,3 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, sizes:
             f"disk: at most, before gzip. Memory: {sizes.generate_batch} brains at once in float32",
         ),
     ]
-
-
-def readable_bytes(size: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -11,6 +11,7 @@ import numpy as np
 
 from brainldm.datasets.covariates import Covariate, Covariates, is_missing
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import round_significant
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 MOST_BINS = 24
@@ -113,7 +114,7 @@ def _numbers(values: Sequence[float]) -> dict:
         "minimum": float(array.min()),
         "median": float(np.median(array)),
         "maximum": float(array.max()),
-        "histogram": {"edges": [_short(edge) for edge in edges], "counts": counts.tolist()},
+        "histogram": {"edges": [round_significant(edge) for edge in edges], "counts": counts.tolist()},
     }
 
 
@@ -131,12 +132,9 @@ def intensities(data: np.ndarray, voxels: int = 200_000) -> Intensities:
     values = (low, *(float(value) for value in inner), high)
     background = float(np.count_nonzero(data == np.float32(low)) / data.size)
     mean = float(data.mean(dtype=np.float64))
-    return Intensities(tuple(_short(value) for value in values), _short(mean), round(background, 4))
-
-
-def _short(value: float) -> float:
-    """Six figures: what float32 holds."""
-    return float(f"{value:.6g}")
+    return Intensities(
+        tuple(round_significant(value) for value in values), round_significant(mean), round(background, 4)
+    )
 
 
 def spread(found: Sequence[Intensities]) -> dict[str, dict[str, float]]:

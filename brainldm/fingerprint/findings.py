@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from brainldm.datasets.splits import SPLITS
-from brainldm.fingerprint.data_costs import readable_bytes
 from brainldm.fingerprint.record import LEVELS, Finding, Fingerprint
+from brainldm.runtime.format import NAMES_SHOWN, format_bytes, format_count, format_names
 
 OUTSIDE = 0.05
 """Fraction of values outside a condition's range from which it is a warning."""
-
-SHOWN = 3
 
 
 def findings(seen: Fingerprint, notes: Sequence[str] = (), cache_gib: float = 0.0) -> list[Finding]:
@@ -36,24 +34,13 @@ def findings(seen: Fingerprint, notes: Sequence[str] = (), cache_gib: float = 0.
     return sorted(found, key=lambda one: LEVELS.index(one.level))
 
 
-def some(names: Sequence[str], shown: int = SHOWN) -> str:
-    """The first `shown` of `names` and how many more: `a, b, c and 4 more`."""
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """`1 scan`, `2 scans`."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
 def _rejections(seen: Fingerprint) -> list[Finding]:
     by_stage = Counter(one.stage for one in seen.rejected)
     found = [
         Finding(
             "error",
-            f"{counted(count, 'scan')} would be rejected at {stage}: "
-            f"{some([one.name for one in seen.rejected if one.stage == stage])}.",
+            f"{format_count(count, 'scan')} would be rejected at {stage}: "
+            f"{format_names([one.name for one in seen.rejected if one.stage == stage])}.",
         )
         for stage, count in sorted(by_stage.items())
     ]
@@ -76,14 +63,16 @@ def _splits(seen: Fingerprint) -> list[Finding]:
         found.append(
             Finding(
                 "error",
-                f"{counted(without, 'scan has', 'scans have')} no split while others have one: training refuses such a "
-                "table. Fill the column, or remove it to have participants split by their ids.",
+                f"{format_count(without, 'scan has', 'scans have')} no split while others have one: training refuses "
+                "such a table. Fill the column, or remove it to have participants split by their ids.",
             )
         )
     unknown = [name for name in seen.splits if name not in SPLITS]
     if unknown:
         found.append(
-            Finding("error", f"Unknown in the column split: {some(unknown)}. Training knows {', '.join(SPLITS)}.")
+            Finding(
+                "error", f"Unknown in the column split: {format_names(unknown)}. Training knows {', '.join(SPLITS)}."
+            )
         )
     return found + _people_in_several(seen)
 
@@ -92,12 +81,12 @@ def _people_in_several(seen: Fingerprint) -> list[Finding]:
     several = [f"{person} ({', '.join(splits)})" for person, splits in seen.in_several_splits.items()]
     if not several:
         return []
-    who = counted(len(several), "participant is", "participants are")
+    who = format_count(len(several), "participant is", "participants are")
     return [
         Finding(
             "error",
-            f"{who} in more than one split: {some(several)}. What is measured on held-out scans of people who were "
-            "trained on is too good; give all scans of a person one split.",
+            f"{who} in more than one split: {format_names(several)}. What is measured on held-out scans of "
+            "people who were trained on is too good; give all scans of a person one split.",
         )
     ]
 
@@ -112,19 +101,23 @@ def _duplicates(seen: Fingerprint) -> list[Finding]:
     for what, text in texts.items():
         same = [one for one in seen.duplicates if one.what == what]
         if same:
-            named = [" = ".join(one.scans[:SHOWN]) + (" ..." if len(one.scans) > SHOWN else "") for one in same]
-            found.append(Finding("error", f"{counted(len(same), 'group')} of scans {text}: {some(named)}."))
+            named = [
+                " = ".join(one.scans[:NAMES_SHOWN]) + (" ..." if len(one.scans) > NAMES_SHOWN else "") for one in same
+            ]
+            found.append(
+                Finding("error", f"{format_count(len(same), 'group')} of scans {text}: {format_names(named)}.")
+            )
     leaking = [one for one in seen.duplicates if len(one.splits) > 1]
     if leaking:
-        found.append(Finding("error", f"{counted(len(leaking), 'group')} of these duplicates spread over splits."))
+        found.append(Finding("error", f"{format_count(len(leaking), 'group')} of these duplicates spread over splits."))
     return found
 
 
 def _repeated(seen: Fingerprint) -> list[Finding]:
     if not seen.repeated_rows:
         return []
-    listed = some([f"{name} ({count})" for name, count in seen.repeated_rows.items()])
-    who = counted(len(seen.repeated_rows), "scan has", "scans have")
+    listed = format_names([f"{name} ({count})" for name, count in seen.repeated_rows.items()])
+    who = format_count(len(seen.repeated_rows), "scan has", "scans have")
     return [Finding("error", f"{who} more than one row in the table: {listed}. Keep one row of each.")]
 
 
@@ -143,7 +136,9 @@ def _conditions(seen: Fingerprint) -> list[Finding]:
             found.append(Finding("warning", f"{column.name} is missing in {column.missing} of {total} scans."))
         if column.odd:
             found.append(
-                Finding("warning", f"{column.name} has a value that it cannot take in {counted(column.odd, 'scan')}.")
+                Finding(
+                    "warning", f"{column.name} has a value that it cannot take in {format_count(column.odd, 'scan')}."
+                )
             )
         if column.outside:
             level = "warning" if column.outside > OUTSIDE else "note"
@@ -169,7 +164,7 @@ def _geometry(seen: Fingerprint) -> list[Finding]:
     found = []
     for what, counts in seen.geometry.items():
         if seen.kind == "prepared" and what in ("shape", "data type") and len(counts) > 1:
-            listed = some([f"{value} ({count})" for value, count in counts.items()])
+            listed = format_names([f"{value} ({count})" for value, count in counts.items()])
             found.append(Finding("warning", f"The prepared scans differ in {what}: {listed}."))
     if seen.kind == "raw" and seen.geometry["spacing in mm"]:
         thick = {
@@ -178,9 +173,11 @@ def _geometry(seen: Fingerprint) -> list[Finding]:
             if max(float(side) for side in value.split("x")) > 2
         }
         if thick:
-            listed = some([f"{value} mm ({count})" for value, count in thick.items()])
+            listed = format_names([f"{value} mm ({count})" for value, count in thick.items()])
             found.append(
-                Finding("warning", f"{counted(sum(thick.values()), 'scan')} with slices thicker than 2 mm: {listed}.")
+                Finding(
+                    "warning", f"{format_count(sum(thick.values()), 'scan')} with slices thicker than 2 mm: {listed}."
+                )
             )
     return found
 
@@ -216,8 +213,8 @@ def _coverage(seen: Fingerprint) -> list[Finding]:
         found.append(
             Finding(
                 "warning",
-                f"{counted(odd, 'more scan')} whose length does not fit the header {'was' if odd == 1 else 'were'} not "
-                "read. --full reads all.",
+                f"{format_count(odd, 'more scan')} whose length does not fit the header "
+                f"{'was' if odd == 1 else 'were'} not read. --full reads all.",
             )
         )
     return found
@@ -232,8 +229,8 @@ def _compressed(seen: Fingerprint, cache_gib: float) -> list[Finding]:
     return [
         Finding(
             "warning",
-            f"{counted(count, 'scan is', 'scans are')} compressed, and the dataset ({readable_bytes(size)} in memory) "
-            f"does not fit into config.data.cache_gib {cache_gib:g}: they are unpacked whenever they are drawn. Name a "
-            "folder for unpacked copies by config.data.cache_dir, or use what `brainldm prepare` writes.",
+            f"{format_count(count, 'scan is', 'scans are')} compressed, and the dataset ({format_bytes(size)} in "
+            f"memory) does not fit into config.data.cache_gib {cache_gib:g}: they are unpacked whenever they are "
+            "drawn. Name a folder for unpacked copies by config.data.cache_dir, or use what `brainldm prepare` writes.",
         )
     ]

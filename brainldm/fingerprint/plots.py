@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from brainldm.fingerprint.distributions import PERCENTILES
+from brainldm.reports.plots import AMBER, BLUE, INK, figure_to_image, new_figure, plain_axes
 
-INK, SHADE, FAINT = "#1f5fa8", "#b7791f", "#555555"
 ACROSS = 3
 MOST = 12
 
@@ -26,24 +24,23 @@ def columns(found: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     if not shown:
         return None
     down = math.ceil(len(shown) / ACROSS)
-    figure = Figure(figsize=(10.6, 2.6 * down), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.6, 2.6 * down)
     for place, column in enumerate(shown):
         axes = figure.add_subplot(down, ACROSS, place + 1)
         (_bars if column["kind"] == "levels" else _histogram)(axes, column)
         missing = f", {column['missing']} missing" if column["missing"] else ""
         axes.set_title(f"{column['name']} (n = {column['n']}{missing})", fontsize=10)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_axes(axes)
         axes.tick_params(labelsize=8)
-    return _image(figure)
+    return figure_to_image(figure)
 
 
 def _histogram(axes: Axes, column: Mapping[str, Any]) -> None:
     edges, counts = np.asarray(column["histogram"]["edges"]), column["histogram"]["counts"]
-    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=INK, linewidth=0)
+    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, linewidth=0)
     if column["range"]:
-        axes.axvspan(*column["range"], color=SHADE, alpha=0.12, linewidth=0)
+        axes.axvspan(*column["range"], color=AMBER, alpha=0.12, linewidth=0)
         middle, reach = (edges[0] + edges[-1]) / 2, max(edges[-1] - edges[0], 1e-9)
         axes.set_xlim(
             max(min(edges[0], column["range"][0]), middle - 2 * reach) - 0.03 * reach,
@@ -54,7 +51,7 @@ def _histogram(axes: Axes, column: Mapping[str, Any]) -> None:
 
 def _bars(axes: Axes, column: Mapping[str, Any]) -> None:
     names = [name if len(name) < 14 else f"{name[:12]}..." for name in column["levels"]]
-    axes.bar(range(len(names)), list(column["levels"].values()), color=INK, width=0.6)
+    axes.bar(range(len(names)), list(column["levels"].values()), color=BLUE, width=0.6)
     axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 60)
 
 
@@ -66,30 +63,24 @@ def intensities(scans: Sequence[Mapping[str, Any]]) -> Image.Image | None:
     place = {p: i for i, p in enumerate(PERCENTILES)}
     table = table[np.lexsort((table[:, place[99]], table[:, place[50]]))]
     across = np.arange(len(table))
-    figure = Figure(figsize=(10.6, 3.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.6, 3.2)
     axes = figure.add_subplot()
     axes.fill_between(
         across,
         table[:, place[5]],
         table[:, place[95]],
         step="mid",
-        color=INK,
+        color=BLUE,
         alpha=0.2,
         label="5 to 95 %",
         linewidth=0,
     )
-    axes.plot(across, table[:, place[50]], drawstyle="steps-mid", color=INK, label="50 %")
-    axes.plot(across, table[:, place[99]], drawstyle="steps-mid", color=SHADE, label="99 %")
-    axes.plot(across, table[:, place[100]], ".", color=FAINT, markersize=3, label="largest")
+    axes.plot(across, table[:, place[50]], drawstyle="steps-mid", color=BLUE, label="50 %")
+    axes.plot(across, table[:, place[99]], drawstyle="steps-mid", color=AMBER, label="99 %")
+    axes.plot(across, table[:, place[100]], ".", color=INK, markersize=3, label="largest")
     if table.max() > 50 * max(np.median(table[:, place[99]]), 1e-9):
         axes.set_yscale("symlog", linthresh=max(float(np.median(table[:, place[50]])), 1e-3))
     axes.set(xlabel=f"{len(table)} scans read, sorted by median", ylabel="intensity as stored", xmargin=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _image(figure)
-
-
-def _image(figure: Figure) -> Image.Image:
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    return figure_to_image(figure)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from brainldm.fingerprint.data_costs import readable_bytes
-from brainldm.fingerprint.findings import counted
-from brainldm.runtime.console import duration
+from brainldm.reports.text import text_table
+from brainldm.runtime.format import format_bytes, format_count, format_duration, format_names, format_shape
 
 REJECTED_SHOWN = 20
 COUNTS_SHOWN = 6
@@ -23,18 +22,18 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
 def headline(figures: Mapping[str, Any]) -> str:
     """Such as "58 of 60 scans of 60 participants can be trained on (prepared, 40x56x40 voxels of 4 mm)"."""
     counts, grid = figures["counts"], figures["grid"]
-    size = f"{'x'.join(map(str, grid['shape']))} voxels of {grid['spacing_mm']:g} mm"
+    size = f"{format_shape(grid['shape'])} voxels of {grid['spacing_mm']:g} mm"
     prepared = figures["kind"] == "prepared"
     what = (
         f"can be trained on (prepared, {size})" if prepared else "can be read (raw, to go through `brainldm prepare`)"
     )
-    sessions = f" in {counts['sessions']} sessions" if counts["sessions"] else ""
-    people = f"{counts['participants']} participant{'' if counts['participants'] == 1 else 's'}"
+    sessions = f" in {format_count(counts['sessions'], 'session')}" if counts["sessions"] else ""
+    people = format_count(counts["participants"], "participant")
     return f"{counts['usable']} of {counts['scans']} scans of {people}{sessions} {what}"
 
 
 def _head(figures: Mapping[str, Any]) -> list[str]:
-    return [f"{figures['source']}: {headline(figures)}, {readable_bytes(figures['counts']['bytes'])} on disk."]
+    return [f"{figures['source']}: {headline(figures)}, {format_bytes(figures['counts']['bytes'])} on disk."]
 
 
 def _findings(figures: Mapping[str, Any]) -> list[str]:
@@ -55,19 +54,17 @@ def _rejected(figures: Mapping[str, Any]) -> list[str]:
 
 def _columns(figures: Mapping[str, Any]) -> list[str]:
     rows = [
-        ("column", "n", "missing", "values", "outside the range"),
-        *(
-            (
-                column["name"] + (" *" if column["condition"] else ""),
-                str(column["n"]),
-                str(column["missing"]) + (f" + {column['odd']} odd" if column["odd"] else ""),
-                values_of(column),
-                range_of(column),
-            )
-            for column in figures["columns"]
-        ),
+        (
+            column["name"] + (" *" if column["condition"] else ""),
+            str(column["n"]),
+            str(column["missing"]) + (f" + {column['odd']} odd" if column["odd"] else ""),
+            values_of(column),
+            range_of(column),
+        )
+        for column in figures["columns"]
     ]
-    return ["Columns (* a condition of the model)", *aligned(rows)]
+    head = ("column", "n", "missing", "values", "outside the range")
+    return ["Columns (* a condition of the model)", *text_table(rows, head)]
 
 
 def values_of(column: Mapping[str, Any]) -> str:
@@ -81,7 +78,7 @@ def values_of(column: Mapping[str, Any]) -> str:
 
 
 def range_of(column: Mapping[str, Any]) -> str:
-    """The share of a condition's values outside its range."""
+    """The fraction of a condition's values outside its range."""
     if column["outside"] is None:
         return ""
     return f"{column['outside']:.1%} (range {column['range'][0]:g} to {column['range'][1]:g})"
@@ -96,21 +93,18 @@ def _splits(figures: Mapping[str, Any]) -> list[str]:
 def _geometry(figures: Mapping[str, Any]) -> list[str]:
     rows = []
     for what, counts in figures["geometry"].items():
-        texts = [f"{value} ({count})" for value, count in list(counts.items())[:COUNTS_SHOWN]]
-        rest = len(counts) - COUNTS_SHOWN
-        rows.append((what, ", ".join(texts) + (f" and {rest} more" if rest > 0 else "")))
-    return ["Geometry, as stored", *aligned(rows)]
+        rows.append((what, format_names([f"{value} ({count})" for value, count in counts.items()], COUNTS_SHOWN)))
+    return ["Geometry, as stored", *text_table(rows)]
 
 
 def _intensity(figures: Mapping[str, Any]) -> list[str]:
     spread = figures["intensity"]
     if not spread:
         return []
-    rows = [("", *spread)]
-    rows += [(what, *(f"{row[what]:.4g}" for row in spread.values())) for what in ("minimum", "median", "maximum")]
+    rows = [(what, *(f"{row[what]:.4g}" for row in spread.values())) for what in ("minimum", "median", "maximum")]
     return [
         f"Intensities above the background: percentiles of each of {len(figures['scans'])} scans, over scans",
-        *aligned(rows),
+        *text_table(rows, ("", *spread)),
     ]
 
 
@@ -119,22 +113,22 @@ def _duplicates(figures: Mapping[str, Any]) -> list[str]:
     if not groups:
         return []
     shown = [
-        f"  same {one['what']}: {', '.join(one['scans'][:COUNTS_SHOWN])}"
-        + (f" and {len(one['scans']) - COUNTS_SHOWN} more" if len(one["scans"]) > COUNTS_SHOWN else "")
+        f"  same {one['what']}: {format_names(one['scans'], COUNTS_SHOWN)}"
         + (f" (splits {', '.join(one['splits'])})" if len(one["splits"]) > 1 else "")
         for one in groups[:REJECTED_SHOWN]
     ]
     rest = len(groups) - REJECTED_SHOWN
-    return [f"Duplicates ({len(groups)} groups)", *shown, *([f"  and {rest} more"] if rest > 0 else [])]
+    return [f"Duplicates ({format_count(len(groups), 'group')})", *shown, *([f"  and {rest} more"] if rest > 0 else [])]
 
 
 def _costs(figures: Mapping[str, Any]) -> list[str]:
-    rows = [("stage", "writes", "data in memory", "time")]
-    rows += [
+    rows = [
         (cost["stage"], amount(cost["disk_bytes"]), amount(cost["memory_bytes"]), time_of(cost))
         for cost in figures["costs"]
     ]
-    return [f"Expected, for {counted(planned(figures), 'scan')} and without the networks", *aligned(rows)]
+    head = ("stage", "writes", "data in memory", "time")
+    scans = format_count(planned(figures), "scan")
+    return [f"Expected, for {scans} and without the networks", *text_table(rows, head)]
 
 
 def planned(figures: Mapping[str, Any]) -> int:
@@ -144,12 +138,12 @@ def planned(figures: Mapping[str, Any]) -> int:
 
 def time_of(cost: Mapping[str, Any]) -> str:
     """The rough time of a stage; "-" where there is none."""
-    return "-" if cost["seconds"] is None else f"about {duration(cost['seconds'])}"
+    return "-" if cost["seconds"] is None else f"about {format_duration(cost['seconds'])}"
 
 
 def amount(size: int) -> str:
     """Bytes for a person; "-" for none."""
-    return readable_bytes(size) if size else "-"
+    return format_bytes(size) if size else "-"
 
 
 def _measured(figures: Mapping[str, Any]) -> list[str]:
@@ -159,16 +153,10 @@ def _measured(figures: Mapping[str, Any]) -> list[str]:
 def measured_text(figures: Mapping[str, Any]) -> str:
     """What the check itself measured, in a sentence or two."""
     measured = figures["measured"]
-    text = f"Checked in {measured['seconds']:.1f} s with {readable_bytes(measured['peak_memory_bytes'])} of memory."
+    text = f"Checked in {measured['seconds']:.1f} s with {format_bytes(measured['peak_memory_bytes'])} of memory."
     if measured["scans_read_per_second"]:
         text += (
             f" Reading goes at {measured['scans_read_per_second']:g} scans a second here, so reading all "
-            f"takes {duration(measured['seconds_to_read_all'])}."
+            f"takes {format_duration(measured['seconds_to_read_all'])}."
         )
     return text + " Time and memory of the networks depend on the device: `brainldm plan` works them out for one."
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells in columns as wide as their longest cell, indented by two."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -24,8 +24,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from brainldm.parallel.launch import Launch
-from brainldm.runtime.console import duration, log
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
+from brainldm.runtime.format import format_duration
 from brainldm.runtime.heartbeats import Board
 from brainldm.runtime.supervisor import supervised, tell_supervisor
 from brainldm.runtime.watchdog import AGAIN, Watchdog
@@ -157,7 +158,7 @@ class Processes:
         if missing:
             names = ", ".join(self.board.describe(process) for process in missing)
             raise PeerLost(
-                f"{len(missing)} of {self.count} processes did not come to {name!r} within {duration(seconds)}: "
+                f"{len(missing)} of {self.count} processes did not come to {name!r} within {format_duration(seconds)}: "
                 f"{names}. {AGAIN}"
             )
 

@@ -11,8 +11,9 @@ import ml_collections
 from brainldm.parallel.mesh import AXES, mesh_shape
 from brainldm.planning.chips import Chip, Topology
 from brainldm.planning.compiler import Compiler
-from brainldm.runtime.console import duration, log
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import format_duration
 from brainldm.training.config import validate
 from brainldm.volumes.grids import training_grid
 
@@ -63,7 +64,7 @@ def make_plan(
             log(f"plan: compiling {name} for {plan['target']}")
             result = compiler.run(name, batch if name == "train" else None, full=full)
             plan["programs"][name] = judge(result, chip, utilisation)
-            log(f"plan: {name} compiled in {duration(result['seconds'])}")
+            log(f"plan: {name} compiled in {format_duration(result['seconds'])}")
         if search and "train" in programs:
             step = plan["programs"]["train"]
             if step["fits"] is False:

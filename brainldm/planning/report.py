@@ -5,25 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from brainldm.parallel.mesh import AXES
-from brainldm.planning.chips import GIB
-from brainldm.runtime.console import duration
+from brainldm.reports.text import text_table
+from brainldm.runtime.format import format_bytes, format_duration
 
 _WHAT = {"train": "training step", "encode": "encode", "decode": "decode", "sample": "sample (latents)"}
-
-
-def size(number: float) -> str:
-    """Bytes: 1.5 GiB, 20 MiB."""
-    for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}" if number < 1000 * unit else f"{number / unit:.0f} {name}"
-    return f"{number:.0f} B"
-
-
-def seconds(number: float) -> str:
-    """0.012 -> "12 ms"; from ten seconds on as `duration`."""
-    if number >= 10:
-        return duration(number)
-    return f"{number:.3g} s" if number >= 1 else f"{1000 * number:.3g} ms"
 
 
 def mesh_text(mesh: dict[str, int]) -> str:
@@ -37,7 +22,7 @@ def report(plan: dict[str, Any]) -> str:
     lines = [f"{plan['stage']} on {plan['target']}: {plan['devices']} devices ({plan['kind']})"]
     if chip:
         lines.append(
-            f"held against: {chip['name']}, {size(chip['memory'])} a device, "
+            f"held against: {chip['name']}, {format_bytes(chip['memory'])} a device, "
             f"{chip['peak'] / 1e12:.0f} TFLOP/s bfloat16, memory {chip['memory_bandwidth'] / 1e9:.0f} GB/s, "
             f"neighbours {chip['link_bandwidth'] / 1e9:.0f} GB/s [{chip['source']}]"
         )
@@ -53,50 +38,53 @@ def report(plan: dict[str, Any]) -> str:
     lines += _largest(plan.get("largest"))
     lines += _suggestion(plan)
     if "run_seconds" in plan:
-        lines += ["", f"the whole run at this speed: {duration(plan['run_seconds'])}"]
+        lines += ["", f"the whole run at this speed: {format_duration(plan['run_seconds'])}"]
     return "\n".join(lines)
 
 
 def _program(result: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    memory, chip, devices = result["memory"], plan["chip"], result["devices"]
     lines = [
         f"{_WHAT[result['program']]}: batch {result['batch']}, mesh {mesh_text(result['mesh'])}, {result['dtype']}"
         + (", rematerialised" if result["remat"] else "")
         + (f", {result['accumulation_steps']} microbatches" if result["accumulation_steps"] > 1 else "")
     ]
-    if memory is None:
-        lines.append("  memory       more than there is; the compiler did not say how much")
-    else:
-        verdict = {True: "fits", False: "does NOT fit", None: ""}[result["fits"]]
-        of = f" of {size(result.get('limit') or chip['memory'])}: {verdict}" if chip else ""
-        parts = ", ".join(f"{name} {size(n)}" for name, n in memory.items() if name != "total" and n)
-        lines.append(f"  memory       {size(memory['total'])} a device{of}" + (f" ({parts})" if parts else ""))
-    lines.append(f"  state        {size(result['state_bytes'])} a device of parameters and what is kept with them")
-    counted = result.get("operations")
-    lines.append(
-        f"  operations   {result['arithmetic'] / devices / 1e12:.3g} TFLOP a device in convolutions and products"
-        + (f"; the compiler counts {counted / 1e12:.3g}" if counted else "")
-        + (" (loops once)" if counted and result["loops"] else "")
-    )
+    return [*lines, *text_table(_program_rows(result, plan))]
+
+
+def _program_rows(result: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("memory", _memory(result, plan["chip"]))]
+    rows.append(("state", f"{format_bytes(result['state_bytes'])} a device of parameters and what is kept with them"))
+    once = " (loops once)" if result.get("loops") else ""
+    operations = f"{result['arithmetic'] / result['devices'] / 1e12:.3g} TFLOP a device in convolutions and products"
+    if result.get("operations"):
+        operations += f"; the compiler counts {result['operations'] / 1e12:.3g}{once}"
+    rows.append(("operations", operations))
     if result.get("bytes"):
-        lines.append(f"  traffic      {size(result['bytes'])} of memory" + (" (loops once)" if result["loops"] else ""))
+        rows.append(("traffic", f"{format_bytes(result['bytes'])} of memory{once}"))
     if result.get("collectives") is not None:
         found = result["collectives"]
-        lines.append(
-            f"  collectives  {size(sum(c['sent'] for c in found))} sent by each device"
-            if found
-            else "  collectives  none"
-        )
-        lines += [f"    {c['kind']:<19} {c['count']:>5} x   {size(c['bytes'])} in all" for c in found]
+        sent = f"{format_bytes(sum(c['sent'] for c in found))} sent by each device" if found else "none"
+        kinds = [(c["kind"], f"{c['count']} x", f"{format_bytes(c['bytes'])} in all") for c in found]
+        rows.append(("collectives", "\n".join([sent, *text_table(kinds)])))
     if result.get("step_seconds"):
-        times = result["times"]
-        detail = [f"arithmetic {seconds(times['arithmetic'])} at {plan['utilisation']:.0%} of the peak"]
-        if "memory" in times:
-            detail.append(f"memory traffic {seconds(times['memory'])}")
-        if "collectives" in times:
-            detail.append(f"collectives {seconds(times['collectives'])}")
-        lines.append(f"  expected     {seconds(result['step_seconds'])} ({'; '.join(detail)})")
-    return lines
+        times = {name: format_duration(seconds, fine=True) for name, seconds in result["times"].items()}
+        detail = [f"arithmetic {times['arithmetic']} at {plan['utilisation']:.0%} of the peak"]
+        names = {"memory": "memory traffic", "collectives": "collectives"}
+        detail += [f"{text} {times[name]}" for name, text in names.items() if name in times]
+        rows.append(("expected", f"{format_duration(result['step_seconds'], fine=True)} ({'; '.join(detail)})"))
+    return rows
+
+
+def _memory(result: dict[str, Any], chip: dict[str, Any] | None) -> str:
+    memory = result["memory"]
+    if memory is None:
+        return "more than there is; the compiler did not say how much"
+    text = f"{format_bytes(memory['total'])} a device"
+    if chip:
+        verdict = {True: "fits", False: "does NOT fit", None: ""}[result["fits"]]
+        text += f" of {format_bytes(result.get('limit') or chip['memory'])}: {verdict}"
+    parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in memory.items() if name != "total" and n)
+    return f"{text} ({parts})" if parts else text
 
 
 def _largest(largest: dict[str, Any] | None) -> list[str]:
@@ -105,7 +93,7 @@ def _largest(largest: dict[str, Any] | None) -> list[str]:
     return [
         "",
         f"largest batch that fits: {largest['batch']} ({largest['per_device']} a part; each takes "
-        f"{size(largest['bytes_per_row'])}), by a straight line through two compilations",
+        f"{format_bytes(largest['bytes_per_row'])}), by a straight line through two compilations",
     ]
 
 
@@ -115,7 +103,7 @@ def _suggestion(plan: dict[str, Any]) -> list[str]:
     lines = ["", "changes tried:"]
     for tried in plan["tried"]:
         changes = ", ".join(f"{key}={value}" for key, value in tried["changes"].items())
-        memory = size(tried["memory"]["total"]) if tried["memory"] else "too much"
+        memory = format_bytes(tried["memory"]["total"]) if tried["memory"] else "too much"
         lines.append(f"  {changes}, batch {tried['batch']}: {memory}, {'fits' if tried['fits'] else 'does not fit'}")
     found = plan["suggestion"]
     if not found:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from brainldm.datasets.scans import Excluded, Scan
 from brainldm.preparation.records import OutputPaths
 from brainldm.preparation.scan import HIGH_PERCENTILE, PrepareOptions, brain_mask
-from brainldm.reports import mosaics
-from brainldm.reports.html import card, document, picture, section, table
+from brainldm.reports import html, mosaics
+from brainldm.reports.plots import AMBER, BLUE, GREY, figure_to_image, new_figure
 from brainldm.runtime.files import write_atomically
 from brainldm.volumes.nifti import read_volume
 
-WORST, SAMPLED, QUARANTINED, ROWS = 24, 12, 12, 200
-"""Brains shown (the rest are in quality.tsv) and rows of the table of excluded scans (the rest in excluded.tsv)."""
+WORST, SAMPLED, QUARANTINED = 24, 12, 12
+"""Brains shown; the rest are in quality.tsv."""
 
 _COLUMNS = 6
 _CONTOUR = (255, 140, 26)
 _SHOWN_PX = 224
 _GAP = 8
-_COLOURS = {"stripped": "#1f5fa8", "whole": "#b7791f"}
+_COLOURS = {"stripped": BLUE, "whole": AMBER}
 
 Kept = Sequence[tuple[Scan, dict[str, Any]]]
 
@@ -44,70 +41,37 @@ def write_quality_page(
     worst, others = worst_first[:WORST], sorted(worst_first[WORST:], key=lambda item: item[0].name)
     places = np.linspace(0, len(others) - 1, min(SAMPLED, len(others))).round().astype(int)
     sampled = [others[i] for i in dict.fromkeys(places.tolist())]
-    parts = [_head(kept, excluded, options)]
-    if excluded:
-        parts.append(section("Left out", _excluded_table(excluded)))
+    quarantined = [
+        (s, r, OutputPaths(out, s).quarantined) for s, r in refused if OutputPaths(out, s).quarantined.exists()
+    ]
     mask = brain_mask(options.grid)
-    if worst:
-        title = "Prepared scans, the worst fit first" if others else "All prepared scans, the worst fit first"
-        parts.append(section(title, _brains([(s, r, OutputPaths(out, s).image) for s, r in worst], mask, _READ_AS)))
-    if sampled:
-        text = f"{len(sampled)} of the other {len(others)}, at even distances in the order of their names."
-        parts.append(
-            section(
-                "A sample of the rest", _brains([(s, r, OutputPaths(out, s).image) for s, r in sampled], mask, text)
-            )
-        )
-    seen = [(s, r, OutputPaths(out, s).quarantined) for s, r in refused if OutputPaths(out, s).quarantined.exists()]
-    if seen:
-        text = (
-            f"{min(len(seen), QUARANTINED)} of {len(seen)} scans whose registration did not pass. If one looks right, "
-            "lower its limit (--min-similarity, --min-overlap) in a new run."
-        )
-        parts.append(section("Quarantined", _brains(seen[:QUARANTINED], mask, text)))
-    if kept:
-        parts.append(section("Numbers", _figures(kept, options)))
-    page = document("Prepared scans: quality", "\n".join(parts))
+    fits = [record["Registration"] for _, record in kept]
+    page = html.render(
+        "quality.html",
+        grid=options.target,
+        registered=options.registered,
+        kept=len(kept),
+        whole_heads=sum(not record["SkullStripped"] for _, record in kept),
+        similarities=_summary([fit["Similarity"] for fit in fits]),
+        overlaps=_summary([fit["Overlap"] for fit in fits]),
+        excluded=[(entry.name, entry.stage, entry.reason) for entry in excluded],
+        others=len(others),
+        sampled=len(sampled),
+        quarantined=len(quarantined),
+        quarantined_shown=min(len(quarantined), QUARANTINED),
+        high_percentile=HIGH_PERCENTILE,
+        images={
+            "worst": _brains([(s, r, OutputPaths(out, s).image) for s, r in worst], mask),
+            "sampled": _brains([(s, r, OutputPaths(out, s).image) for s, r in sampled], mask),
+            "quarantined": _brains(quarantined[:QUARANTINED], mask),
+            "figures": _figures(kept, options) if kept else None,
+        },
+    )
     write_atomically(out / "qc.html", page.encode())
 
 
-_READ_AS = (
-    "The orange line is the edge of the template's brain. Sizes are not changed, so a small brain leaves an even rim "
-    "inside it; a tilted or shifted one touches on one side. Neurological convention: left is left."
-)
-
-
-def _head(kept: Kept, excluded: Sequence[Excluded], options: PrepareOptions) -> str:
-    similar = [record["Registration"]["Similarity"] for _, record in kept]
-    overlaps = [record["Registration"]["Overlap"] for _, record in kept]
-    whole = sum(not record["SkullStripped"] for _, record in kept)
-    total = len(kept) + len(excluded)
-    cards = [
-        card("Prepared", f'{len(kept)} <span class="beside">of {total}</span>', f"{len(excluded)} left out"),
-        card("Similarity with the template", _middle(similar), f"median; lowest {_lowest(similar)}"),
-        card("Overlap with its brain (Dice)", _middle(overlaps), f"median; lowest {_lowest(overlaps)}"),
-    ]
-    notice = ""
-    if 0 < whole < len(kept):
-        notice = (
-            f'<p class="notice">{len(kept) - whole} scans are skull-stripped and {whole} are whole heads. A model '
-            "would learn both kinds: strip the heads (--masks, --strip-command) or leave them out.</p>"
-        )
-    grid = options.target
-    shape = " x ".join(map(str, grid.shape))
-    return (
-        f'<h1>Prepared scans</h1>\n<p class="lead">{shape} voxels of {grid.spacing_mm[0]:g} mm, '
-        f"{'taken as registered' if options.registered else 'rigidly registered'} to MNI152, intensities 0 to 1.</p>\n"
-        f'<div class="cards">{"".join(cards)}</div>\n{notice}'
-    )
-
-
-def _middle(values: Sequence[float]) -> str:
-    return f"{np.median(values):.2f}" if values else "none"
-
-
-def _lowest(values: Sequence[float]) -> str:
-    return f"{min(values):.2f}" if values else "none"
+def _summary(values: Sequence[float]) -> dict[str, float | None]:
+    return {"median": float(np.median(values)) if values else None, "lowest": min(values, default=None)}
 
 
 def _margin(record: dict[str, Any], options: PrepareOptions) -> float:
@@ -117,13 +81,9 @@ def _margin(record: dict[str, Any], options: PrepareOptions) -> float:
     return min(fit["Similarity"] - similarity, fit["Overlap"] - overlap)
 
 
-def _excluded_table(excluded: Sequence[Excluded]) -> str:
-    rows = [[html.escape(text) for text in (entry.name, entry.stage, entry.reason)] for entry in excluded[:ROWS]]
-    more = f"<p>{len(excluded) - ROWS} more are in excluded.tsv.</p>" if len(excluded) > ROWS else ""
-    return table(["Scan", "Stage", "Reason"], rows) + more
-
-
-def _brains(items: Sequence[tuple[Scan, dict[str, Any], Path]], mask: np.ndarray, text: str) -> str:
+def _brains(items: Sequence[tuple[Scan, dict[str, Any], Path]], mask: np.ndarray) -> html.Picture | None:
+    if not items:
+        return None
     tiles = []
     for scan, record, path in items:
         fit = record["Registration"]
@@ -137,9 +97,9 @@ def _brains(items: Sequence[tuple[Scan, dict[str, Any], Path]], mask: np.ndarray
         for j, tile in enumerate(row):
             top, left = i * (tile.shape[0] + _GAP) + _GAP, j * (tile.shape[1] + _GAP) + _GAP
             sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    picture_of = Image.fromarray(sheet, mode="P")
-    picture_of.putpalette([*np.repeat(np.arange(255), 3).tolist(), *_CONTOUR])
-    return picture(picture_of, "Slices of brains with the contour of the template", text)
+    image = Image.fromarray(sheet, mode="P")
+    image.putpalette([*np.repeat(np.arange(255), 3).tolist(), *_CONTOUR])
+    return html.picture(image)
 
 
 def _tile(volume: np.ndarray, mask: np.ndarray, *lines: str) -> np.ndarray:
@@ -171,9 +131,8 @@ def _tile(volume: np.ndarray, mask: np.ndarray, *lines: str) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _figures(kept: Kept, options: PrepareOptions) -> str:
-    figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+def _figures(kept: Kept, options: PrepareOptions) -> html.Picture:
+    figure = new_figure(11, 4.2, dpi=100)
     left, right = figure.subplots(1, 2)
     for skull, colour in _COLOURS.items():
         fits = [r["Registration"] for _, r in kept if r["SkullStripped"] == (skull == "stripped")]
@@ -191,11 +150,8 @@ def _figures(kept: Kept, options: PrepareOptions) -> str:
     middles = (np.arange(histograms.shape[1]) + 0.5) / histograms.shape[1]
     odd = np.argsort(-np.abs(histograms - np.median(histograms, axis=0)).sum(1), kind="stable")[:WORST]
     for index in odd:
-        right.plot(middles, histograms[index], color="#9a9a9a", linewidth=0.6)
-    right.plot(middles, np.median(histograms, axis=0), color="#1f5fa8", linewidth=2, label="median of all scans")
-    right.set(xlabel="intensity", ylabel="share of voxels in the brain", title="Intensities; grey: the oddest")
+        right.plot(middles, histograms[index], color=GREY, linewidth=0.6)
+    right.plot(middles, np.median(histograms, axis=0), color=BLUE, linewidth=2, label="median of all scans")
+    right.set(xlabel="intensity", ylabel="fraction of voxels in the brain", title="Intensities; grey: the oddest")
     right.legend(frameon=False)
-    figure.canvas.draw()
-    drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
-    caption = f"1 is the {HIGH_PERCENTILE:g}th percentile of each scan inside the template's brain."
-    return picture(drawn, "Registration quality and intensity histograms", caption, dark=False)
+    return html.picture(figure_to_image(figure))

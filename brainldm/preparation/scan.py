@@ -16,6 +16,7 @@ from brainldm.datasets.scans import ScanError
 from brainldm.preparation import registration
 from brainldm.preparation.stripping import check_command, strip_by_command
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import round_significant
 from brainldm.volumes.geometry import background_value, shrink
 from brainldm.volumes.grids import Grid, training_grid
 from brainldm.volumes.nifti import Volume, read_volume
@@ -199,7 +200,7 @@ def _above_zero(scan: Volume, stripped: bool, sidecar: dict[str, Any]) -> Volume
     else:
         low = float(np.percentile(data, LOW_PERCENTILE))
         data = np.maximum(data - low, 0)
-    sidecar["IntensityScaling"] = {"Low": _number(low), "LowPercentile": LOW_PERCENTILE}
+    sidecar["IntensityScaling"] = {"Low": round_significant(low), "LowPercentile": LOW_PERCENTILE}
     return Volume(data.astype(np.float32), scan.affine)
 
 
@@ -249,7 +250,7 @@ def _scale(image: np.ndarray, options: PrepareOptions, sidecar: dict[str, Any], 
         raise ScanError(f"{path.name}: hardly anything lies where the template's brain is.", "quality", sidecar)
     high = float(np.percentile(image[inside], HIGH_PERCENTILE))
     sidecar["IntensityScaling"] |= {
-        "High": _number(sidecar["IntensityScaling"]["Low"] + high),
+        "High": round_significant(sidecar["IntensityScaling"]["Low"] + high),
         "HighPercentile": HIGH_PERCENTILE,
     }
     scaled = np.clip(image / high, 0, 1).astype(np.float32)
@@ -312,11 +313,6 @@ def _registration_entries(found: registration.Registration, registered: bool) ->
         "Overlap": found.overlap,
         "Coverage": found.coverage,
     }
-
-
-def _number(value: float) -> float:
-    """Six digits are enough for a record."""
-    return float(f"{value:.6g}")
 
 
 def _last_line(error: BaseException) -> str:

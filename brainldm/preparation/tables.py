@@ -17,6 +17,7 @@ from brainldm.preparation.records import EXCLUDED
 from brainldm.preparation.scan import PrepareOptions
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_atomically
+from brainldm.runtime.format import format_shape
 from brainldm.volumes.grids import SPACE
 from brainldm.volumes.template import COPYRIGHT_NOTICE
 
@@ -53,7 +54,7 @@ def write_tables(out: Path, source: Path, found: Found, results: Results, option
         readme=_README.format(
             count=len(kept),
             refused=len(refused),
-            grid="x".join(map(str, options.target.shape)),
+            grid=format_shape(options.target.shape),
             spacing=options.target.spacing_mm[0],
             space=SPACE,
             skull=f"{len(kept) - whole} skull-stripped, {whole} whole heads",

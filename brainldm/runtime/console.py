@@ -9,6 +9,8 @@ import time
 import rich.progress as bars
 from rich.console import Console
 
+from brainldm.runtime.format import format_duration
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -19,14 +21,6 @@ def log(text: str) -> None:
     """
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """3725 -> "1 h 02 min", 130 -> "2 min 10 s", 7 -> "7 s"."""
-    seconds = int(round(seconds))
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
 class Progress:
@@ -61,7 +55,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
         if kind is None:
-            log(f"{self._what}: {self._total} done in {duration(time.monotonic() - self._began)}")
+            log(f"{self._what}: {self._total} done in {format_duration(time.monotonic() - self._began)}")
 
     def __call__(self, done: int, note: str = "") -> None:
         now = time.monotonic()
@@ -70,4 +64,4 @@ class Progress:
         elif now - self._last_line >= SECONDS_BETWEEN_LINES and self._start < done < self._total:
             self._last_line = now
             left = (now - self._began) / (done - self._start) * (self._total - done)
-            log(f"{self._what}: {done}/{self._total}, {duration(left)} left{', ' + note if note else ''}")
+            log(f"{self._what}: {done}/{self._total}, {format_duration(left)} left{', ' + note if note else ''}")

@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from brainldm.runtime.console import duration, log
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import Stopped
+from brainldm.runtime.format import format_duration
 from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, Board, Silence
 
 AGAIN = "The same command goes on from the last checkpoint."
@@ -95,7 +96,7 @@ class Watchdog:
                 continue
             waited += passed
             if self.step_seconds and waited > self.step_seconds:
-                reason = f"no step was completed for {duration(waited)} after step {self._step}."
+                reason = f"no step was completed for {format_duration(waited)} after step {self._step}."
                 self._end(reason, stacks=True, ask=True)
 
     def _watch_others(self) -> None:
@@ -115,10 +116,10 @@ class Watchdog:
                     )
             for process, seconds in silence.look().items():
                 if self._silence_seconds and seconds > self._silence_seconds and not self._stop.is_set():
-                    reason = f"it gave no sign of life for {duration(seconds)}. {AGAIN}"
+                    reason = f"it gave no sign of life for {format_duration(seconds)}. {AGAIN}"
                     who = board.describe(process)
                     board.leave(reason, Stopped.exit_code, process=process)
-                    self._end(f"{who} gave no sign of life for {duration(seconds)}. {AGAIN}", own_reason=False)
+                    self._end(f"{who} gave no sign of life for {format_duration(seconds)}. {AGAIN}", own_reason=False)
             if self._stop.wait(BEAT_SECONDS):
                 return
 

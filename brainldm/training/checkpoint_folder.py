@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from brainldm.runtime.files import file_sha256, write_atomically
+from brainldm.runtime.format import format_names
 
 SUMS = "SHA256SUMS"
 UNFINISHED = ".unfinished"
@@ -78,7 +79,7 @@ def find_damage(folder: Path, step: int) -> str | None:
     added = sorted(set(_files(path)) - listed.keys() - {SUMS})
     if added and not found:  # a line of SHA256SUMS is gone, or a file is not ours
         found = [f"{added[0]}: not in {SUMS}"]
-    return None if not found else found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+    return None if not found else format_names(found, 1)
 
 
 def remove_unfinished(folder: Path) -> None:

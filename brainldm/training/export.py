@@ -11,6 +11,7 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.parallel.mesh import data_mesh
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
+from brainldm.runtime.format import format_shape
 from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments
 from brainldm.training.restore import load_autoencoder, read_config, restore_state
@@ -79,7 +80,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         version=__version__,
         dataset=name,
         scans=facts["scans_training"],
-        shape="x".join(map(str, grid.shape)),
+        shape=format_shape(grid.shape),
         spacing=spacing,
         autoencoder_steps=steps,
         diffusion_steps=int(state.step),

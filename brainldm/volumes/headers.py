@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import format_shape
 
 BLOCK_BYTES = 1024
 """Enough of the beginning of a file for the header of every format."""
@@ -241,7 +242,7 @@ def _orientation(header: nib.Nifti1Header, shape: Sequence[int], path: object) -
     pixdim = header["pixdim"][1:4].astype(np.float64)
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
         raise UserError(
-            f"{path}: its header says voxels of {_times(pixdim)} mm. Set their size (pixdim) to what it is."
+            f"{path}: its header says voxels of {format_shape(pixdim)} mm. Set their size (pixdim) to what it is."
         )
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     if sform <= 0 and qform <= 0:
@@ -257,8 +258,8 @@ def _orientation(header: nib.Nifti1Header, shape: Sequence[int], path: object) -
     if qform <= 0:
         if not rigid:
             raise UserError(
-                f"{path}: the voxels have {_times(pixdim)} mm by the header's pixdim and "
-                f"{_times(np.linalg.norm(affine[:3, :3], axis=0))} mm by its sform. Correct the wrong one."
+                f"{path}: the voxels have {format_shape(pixdim)} mm by the header's pixdim and "
+                f"{format_shape(np.linalg.norm(affine[:3, :3], axis=0))} mm by its sform. Correct the wrong one."
             )
         return affine, ()
     other = np.asarray(header.get_qform(), np.float64)
@@ -289,7 +290,9 @@ def _check_affine(affine: np.ndarray, path: object) -> None:
         angle = 90 - math.degrees(math.acos(min(float(cosines.max()), 1.0)))
         raise UserError(f"{path}: its axes are {angle:.1f} degrees off the right angle (sheared). Resample it first.")
     if not ((size >= VOXEL_MM[0]) & (size <= VOXEL_MM[1])).all():
-        raise UserError(f"{path}: voxels of {_times(size)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm can be a head.")
+        raise UserError(
+            f"{path}: voxels of {format_shape(size)} mm; {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm can be a head."
+        )
 
 
 def _corners_apart_mm(one: np.ndarray, two: np.ndarray, shape: Sequence[int]) -> float:
@@ -299,7 +302,3 @@ def _corners_apart_mm(one: np.ndarray, two: np.ndarray, shape: Sequence[int]) ->
 
 def _axes(affine: np.ndarray) -> str:
     return "".join(nib.aff2axcodes(affine))
-
-
-def _times(sizes: Sequence[float]) -> str:
-    return "x".join(f"{size:g}" for size in sizes)

@@ -11,6 +11,7 @@ import numpy as np
 
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
+from brainldm.runtime.format import format_shape
 from brainldm.volumes.grids import SPACINGS_MM, Grid, training_grid
 from brainldm.volumes.headers import read_header
 from brainldm.volumes.nifti import Volume, block_average, read_volume, write_volume
@@ -35,9 +36,9 @@ def on_grid(volume: Volume, grid: Grid, where: str | os.PathLike) -> np.ndarray:
     if factor and not rest:
         return block_average(volume.data, factor) if factor > 1 else volume.data
     raise UserError(
-        f"{where}: shape {'x'.join(map(str, volume.data.shape))} with its first voxel at "
+        f"{where}: shape {format_shape(volume.data.shape)} with its first voxel at "
         f"{np.round(volume.affine[:3, 3], 1).tolist()} mm does not fit the training grid "
-        f"{'x'.join(map(str, grid.shape))} at {grid.spacing_mm[0]:g} mm (first voxel at "
+        f"{format_shape(grid.shape)} at {grid.spacing_mm[0]:g} mm (first voxel at "
         f"{grid.affine[:3, 3].tolist()} mm, RAS). Bring the scan to MNI152 space on this grid first "
         "(brainldm prepare), or set config.data.spacing_mm to the grid that it is on."
     )

@@ -14,6 +14,7 @@ from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, require_new_folder, write_atomically
+from brainldm.runtime.format import format_shape
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
@@ -100,7 +101,7 @@ def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, un
     factor = 2 ** (len(spec.unet["channels"]) - 1)
     if any(side % factor for side in spec.latent_shape[:3]):
         raise UserError(
-            f"At {unstated.spacing_mm:g} mm the latents are {'x'.join(map(str, spec.latent_shape[:3]))}, and the "
+            f"At {unstated.spacing_mm:g} mm the latents are {format_shape(spec.latent_shape[:3])}, and the "
             f"denoising network needs sides that divide by {factor}. Was it trained at another spacing?"
         )
     card = CARD.format(version=__version__, autoencoder=Path(autoencoder).name, unet=Path(unet).name, **hashes)

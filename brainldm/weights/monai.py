@@ -22,6 +22,7 @@ from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.discriminator import PatchDiscriminator
 from brainldm.models.unet import DiffusionUNet
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.format import format_names
 
 StateDict = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
@@ -86,11 +87,6 @@ def _new_names(state_dict: StateDict) -> dict[str, np.ndarray]:
     return renamed
 
 
-def _some(items: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
 def _fill(template: Mapping, state: StateDict, network: str) -> dict:
     """The template's variables (shapes) with the arrays of a state dict, every name and shape checked."""
     leaves = flatten_dict(template)
@@ -108,7 +104,7 @@ def _fill(template: Mapping, state: StateDict, network: str) -> dict:
         if key in state and state[key].shape != expected:
             misshapen.append(f"{key} {state[key].shape} where {expected} was expected")
     faults = [
-        f"{name}: {_some(items)}"
+        f"{name}: {format_names(items, 5)}"
         for name, items in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if items
     ]
@@ -125,7 +121,7 @@ def _shape(state: StateDict, key: str, network: str) -> tuple[int, ...]:
     if key not in state or state[key].ndim == 0:
         raise UserError(
             f"The state dict is not that of MONAI's {network}: it has no {key}. Its keys begin with "
-            f"{_some(list(state))}."
+            f"{format_names(list(state), 5)}."
         )
     return state[key].shape
 
