@@ -195,7 +195,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "autoencoder": {**_COMMON, **_AUTOENCODER},
     "diffusion": {**_COMMON, **_DIFFUSION},
 }
-"""By stage and key. Keys without a rule (loss.perceptual, mesh.rules, the sampler) are judged where they are understood."""
+"""By stage and key. Keys without a rule (loss.perceptual, mesh.rules, the sampler) are checked where they are used."""
 
 
 def check_values(stage: str, values: Mapping[str, Any]) -> None:
