@@ -62,8 +62,7 @@ def _rounded(value: float, low: float, high: float) -> float:
 
 def read_conditions(path: str | Path, covariates: Covariates) -> list[dict[str, float | str]]:
     """The conditions of a participants.tsv (or of the dataset that holds one), one row per brain wanted."""
-    rows = read_participants(path).to_dict("records")
-    return [covariates.parse(row, f"{path}, {row['participant_id']}") for row in rows]
+    return [covariates.parse(row, f"{path}, {row['participant_id']}") for row in read_participants(path).rows]
 
 
 def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool) -> list[bool]:
