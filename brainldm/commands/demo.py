@@ -49,7 +49,8 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
 
 def _demo(out: Path, size: Size) -> dict[str, Any]:
     from brainldm.evaluation.report import evaluate
-    from brainldm.generation.dataset import Settings, generate, read_conditions
+    from brainldm.generation.conditions import read_conditions
+    from brainldm.generation.dataset import Settings, generate
     from brainldm.generation.illustrations import illustrate
     from brainldm.parallel import devices
     from brainldm.population.population import write_population

@@ -11,6 +11,9 @@ from brainldm.runtime.errors import UserError
 # Flags of `generate` that name one condition each, with the column they fill.
 _CONDITION_FLAGS = {"age": "age", "sex": "sex", "ventricles-ml": "ventricles_ml", "brain-ml": "brain_ml"}
 
+MOST = 1_000_000
+"""Brains that one run makes at most."""
+
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
@@ -23,10 +26,10 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("model", metavar="MODEL", help="model folder")
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--n", type=int, help="how many brains (default 1; with --participants, its rows)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
     parser.add_argument("--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions")
     for flag in _CONDITION_FLAGS:
-        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help="drawn from the model's range if left out")
+        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help="left out: drawn from what the model saw")
     parser.add_argument(
         "--condition",
         action="append",
@@ -34,18 +37,24 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME=VALUE|LOW:HIGH",
         help="any other condition of the model, by its name; can be given several times",
     )
-    parser.add_argument("--extrapolate", action="store_true", help="allow conditions outside the model's range")
+    parser.add_argument("--extrapolate", action="store_true", help="allow conditions that the model never saw")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
     parser.add_argument("--sampler", help="ddim, ddpm or dpmpp_2m (default: the model's)")
     parser.add_argument("--spacing", help="of the noise levels: leading, karras or log_snr (default: the model's)")
-    parser.add_argument("--batch-size", type=int, default=4, help="brains drawn at once (default 4)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        help="brains drawn at once; it decides last digits (default 4)",
+    )
     parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:
-    from brainldm.generation.dataset import Settings, draw_conditions, generate, read_conditions
+    from brainldm.generation.conditions import draw_conditions, read_conditions
+    from brainldm.generation.dataset import Settings, generate
     from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.weights.model_folder import load_model
 
@@ -63,8 +72,8 @@ def run(options: argparse.Namespace) -> None:
         named[name] = value
     if options.participants and named:
         raise UserError("--participants and single conditions exclude each other. Put the conditions into the table.")
-    if options.n is not None and options.n < 1 or options.batch_size < 1:
-        raise UserError("--n and --batch-size must be at least 1.")
+    if options.n is not None and not 1 <= options.n <= MOST:
+        raise UserError(f"--n must be from 1 to {MOST:,}. For more, make several datasets with different seeds.")
     asked = {
         "num_steps": options.steps,
         "eta": options.eta,
@@ -74,18 +83,14 @@ def run(options: argparse.Namespace) -> None:
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     model = load_model(options.model)
+    settings = Settings(
+        sampling=dataclasses.replace(model.spec.sampling, **asked),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        extrapolate=options.extrapolate,
+    )
     if options.participants:
         rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
     else:
         rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
-    generate(
-        model,
-        options.out,
-        rows,
-        Settings(
-            sampling=dataclasses.replace(model.spec.sampling, **asked),
-            seed=options.seed,
-            batch_size=min(options.batch_size, len(rows)),
-            extrapolate=options.extrapolate,
-        ),
-    )
+    generate(model, options.out, rows, settings)

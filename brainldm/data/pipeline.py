@@ -35,7 +35,14 @@ def load_image(scan: Scan, grid: Grid, scaling: str = "minmax", cache_dir: str |
     """
     if scaling not in SCALINGS:
         raise UserError(f"config.data.scaling is {scaling!r}; it can be {' or '.join(SCALINGS)}.")
-    data = read_on_grid(scan.path, grid, cache_dir)
+    return scale_intensities(read_on_grid(scan.path, grid, cache_dir), scaling, scan.path)
+
+
+def scale_intensities(data: np.ndarray, scaling: str, where: str | Path) -> np.ndarray:
+    """A volume [D, H, W] in [0, 1], float32 in C order, as `load_image` has it; `where` is what an error names.
+
+    Raises UserError for values outside [0, 1] with "none".
+    """
     low, high = float(data.min()), float(data.max())
     if scaling == "minmax":
         image = np.subtract(data, low, dtype=np.float32, order="C")
@@ -43,7 +50,7 @@ def load_image(scan: Scan, grid: Grid, scaling: str = "minmax", cache_dir: str |
         return image
     if low < -1e-3 or high > 1 + 1e-3:
         raise UserError(
-            f"{scan.path}: intensities run from {low:g} to {high:g}, and config.data.scaling 'none' wants them in "
+            f"{where}: intensities run from {low:g} to {high:g}, and config.data.scaling 'none' wants them in "
             "[0, 1]. Set it to 'minmax'."
         )
     return np.ascontiguousarray(np.clip(data, 0, 1), np.float32)

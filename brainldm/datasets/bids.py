@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from brainldm.datasets.columns import STANDARD
 from brainldm.datasets.covariates import BRAIN, VENTRICLES, Covariates, is_missing
@@ -41,17 +41,12 @@ def image_path(root: Path, participant_id: str, space: str | None = None) -> Pat
     return Path(root) / participant_id / "anat" / f"{participant_id}{label}_T1w.nii.gz"
 
 
-def read_participants(path: str | Path) -> pd.DataFrame:
+def read_participants(path: str | Path, wanted: Collection[str] = STANDARD, keep: Collection[str] = ()) -> Table:
     """A participants table as text in standard form (see `tables.read_table`), one row per scan.
 
     `path` is the table or the root of a dataset. Raises UserError when it is absent, unreadable or empty, has no
     column participant_id, or a column whose unit or coding cannot be known.
     """
-    table = _read_participants(path, STANDARD)
-    return pd.DataFrame(table.rows, columns=list(table.columns))
-
-
-def _read_participants(path: str | Path, wanted: Collection[str], keep: Collection[str] = ()) -> Table:
     path = Path(path)
     if not path.exists():
         raise UserError(
@@ -84,7 +79,7 @@ def read_dataset(
     Raises UserError for a table that cannot be understood, and for a larger fraction of unusable rows.
     """
     root = Path(root)
-    table = _read_participants(root, covariates.names, (*covariates.names, "participant_id", "session_id", "split"))
+    table = read_participants(root, covariates.names, (*covariates.names, "participant_id", "session_id", "split"))
     _require_values(table, covariates)
     names = Counter(scan_name(row["participant_id"], _session(row)) for row in table.rows)
     scans, excluded = [], []
@@ -201,10 +196,17 @@ def write_dataset_files(
         "GeneratedBy": [dict(generated_by)],
         **(extra or {}),
     }
-    table = pd.DataFrame(list(rows), columns=["participant_id", *columns])
+    names = ["participant_id", *columns]
     text = io.StringIO()
-    table.to_csv(text, sep="\t", index=False, lineterminator="\n", na_rep="n/a")
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(names)
+    table.writerows([_cell(row.get(name)) for name in names] for row in rows)
     write_json(root / "dataset_description.json", description)
     write_json(root / "participants.json", columns)
     write_atomically(root / "README", readme.encode())
     write_atomically(root / "participants.tsv", text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    """`value` as BIDS writes it: n/a where there is none."""
+    return "n/a" if value is None or (isinstance(value, float) and math.isnan(value)) else value

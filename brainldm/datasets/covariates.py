@@ -33,7 +33,8 @@ def is_missing(value: Any) -> bool:
 class Covariate:
     """One condition: `name` of its column, `unit`, and the range `low`..`high` that is scaled to 0..1.
 
-    A condition with `levels` (two words or more) has no range.
+    A condition with `levels` (two words or more) has no range. `observed` is what the training scans of a model
+    reached, lowest and highest, where that is known.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Covariate:
     low: float = 0.0
     high: float = 1.0
     levels: tuple[str, ...] | None = None
+    observed: tuple[float, float] | None = None
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """What counts as inside: what was observed or, where that is not known, the range."""
+        return self.observed or (self.low, self.high)
 
     @property
     def width(self) -> int:
@@ -97,8 +104,8 @@ class Covariate:
         return self.levels[min(int(share * len(self.levels)), len(self.levels) - 1)]
 
     def contains(self, value: float | str) -> bool:
-        """Whether a parsed value lies in the range (levels always do)."""
-        return self.levels is not None or self.low <= float(value) <= self.high
+        """Whether a parsed value lies in `limits` (levels always do)."""
+        return self.levels is not None or self.limits[0] <= float(value) <= self.limits[1]
 
     @property
     def span(self) -> str:
@@ -223,14 +230,32 @@ class Covariates:
         return [{item.name: item.decode(row[place]) for item, place in places} for row in codes]
 
     def outside(self, row: Mapping[str, float | str]) -> list[str]:
-        """One phrase for each condition of a parsed row that lies outside its range."""
-        return [
-            " ".join(
-                filter(None, (item.name, f"{row[item.name]:g}", item.unit, f"(range {item.low:g} to {item.high:g})"))
-            )
+        """One phrase for each condition of a parsed row that lies outside its limits."""
+
+        def phrase(item: Covariate) -> str:
+            limits = f"({'trained on' if item.observed else 'range'} {item.limits[0]:g} to {item.limits[1]:g})"
+            return " ".join(filter(None, (item.name, f"{row[item.name]:g}", item.unit, limits)))
+
+        return [phrase(item) for item in self.items if not item.contains(row[item.name])]
+
+    def observed_in(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, list[float]]:
+        """{name: [lowest, highest]} of the numbers in parsed rows, conditions with levels left out."""
+        return {
+            item.name: [min(row[item.name] for row in rows), max(row[item.name] for row in rows)]
             for item in self.items
-            if not item.contains(row[item.name])
-        ]
+            if item.levels is None and rows
+        }
+
+    def with_observed(self, observed: Mapping[str, Sequence[float]]) -> Covariates:
+        """The same conditions with what the training scans reached, of `observed_in`."""
+        return Covariates(
+            tuple(
+                dataclasses.replace(item, observed=tuple(map(float, observed[item.name])))
+                if item.name in observed
+                else item
+                for item in self.items
+            )
+        )
 
     def with_ranges(self, ranges: Mapping[str, Sequence[float]]) -> Covariates:
         """The same conditions with other ranges, {name: (low, high)}."""
@@ -247,13 +272,17 @@ class Covariates:
 
     def to_json(self) -> list[dict[str, Any]]:
         """A list of plain dictionaries, for a model folder."""
-        return [dataclasses.asdict(item) for item in self.items]
+        fields = [dataclasses.asdict(item) for item in self.items]
+        return [{k: v for k, v in item.items() if k != "observed" or v is not None} for item in fields]
 
     @classmethod
     def from_json(cls, items: Sequence[Mapping[str, Any]]) -> Covariates:
         """The reverse of `to_json`."""
         return cls(
-            tuple(Covariate(**{**item, "levels": tuple(item["levels"]) if item["levels"] else None}) for item in items)
+            tuple(
+                Covariate(**{**item, **{k: tuple(item[k]) for k in ("levels", "observed") if item.get(k) is not None}})
+                for item in items
+            )
         )
 
     def column_descriptions(self) -> dict[str, dict[str, Any]]:

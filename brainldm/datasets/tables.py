@@ -40,6 +40,10 @@ class Table:
     id_column: str | None
     session_column: str | None
 
+    def cells(self, column: str) -> list[str]:
+        """The cells of a column, row by row."""
+        return [row[column] for row in self.rows]
+
 
 def read_table(path: str | Path, wanted: Collection[str] = STANDARD, keep: Collection[str] = ()) -> Table:
     """A table (.csv, .tsv, .txt: separated by tabs, commas or semicolons; UTF-8 or UTF-16) in standard form.

@@ -5,37 +5,37 @@ from __future__ import annotations
 import collections
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from brainldm.data.pipeline import load_image
+from brainldm.data.pipeline import scale_intensities
 from brainldm.datasets.bids import read_dataset, read_participants
 from brainldm.datasets.covariates import Covariates, is_missing
 from brainldm.datasets.scans import Scan
+from brainldm.datasets.tables import Table
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.format import format_shape
 from brainldm.volumes.grids import SPACINGS_MM, Grid, training_grid
 from brainldm.volumes.nifti import read_volume
+from brainldm.volumes.on_grid import on_grid
 
 _NOT_CONDITIONS = ("participant_id", "session_id", "extrapolated", "split")
 _KEPT_BYTES = 2 * 2**30
 STAND_IN = "embedded population"
-"""What the description of a dataset says when its images, or those its model learnt from, show no real
-people."""
+"""In the description of a dataset whose images, or those that its model learnt from, show no real people."""
 
 
 class Scans(Sequence):
     """Volumes [D, H, W] in [0, 1] of a dataset, read when asked for; up to 2 GiB of them are kept.
 
-    `records` are in the order of the volumes. Synthetic volumes are clipped to [0, 1], real ones are scaled
-    by
-    their own minimum and maximum, as in training.
+    `records` are its scans in the order of the volumes, `table` is its participants table. Synthetic volumes are
+    clipped to [0, 1], real ones are scaled by their own minimum and maximum, as in training.
     """
 
-    def __init__(self, records: Sequence[Scan], grid: Grid, synthetic: bool):
-        self.records, self.grid, self._synthetic = list(records), grid, synthetic
+    def __init__(self, records: Sequence[Scan], table: Table, grid: Grid, synthetic: bool):
+        self.records, self.table, self.grid, self._synthetic = list(records), table, grid, synthetic
         kept = max(2, int(_KEPT_BYTES // (4 * np.prod(grid.shape))))
         self._read_kept = functools.lru_cache(maxsize=kept)(self._read)
 
@@ -52,45 +52,42 @@ class Scans(Sequence):
         return np.array([float(record.covariates.get(name, np.nan)) for record in self.records])
 
     def _read(self, index: int) -> np.ndarray:
-        record = self.records[index]
-        volume = read_volume(record.path)
+        path = self.records[index].path
+        volume = read_volume(path)
         if _same(Grid(volume.data.shape, volume.affine), self.grid):
             data = volume.data
-            if self._synthetic:
-                return np.clip(data, 0, 1)
-            return ((data - data.min()) / (data.max() - data.min())).astype(np.float32)
-        if not self._synthetic and any(_same(self.grid, training_grid(spacing)) for spacing in SPACINGS_MM):
-            # a finer training grid covers the same box, and averages to this one as it does in training
-            return load_image(record, self.grid)
-        raise UserError(
-            f"{record.path}: {_described(volume.data.shape, volume.affine)}, but the synthetic images have "
-            f"{_described(self.grid.shape, self.grid.affine)}. Images are compared on one grid: give the "
-            f"real dataset "
-            "that lies on the grid the model was trained on, and one synthetic dataset at a time."
-        )
+        elif not self._synthetic and any(_same(self.grid, training_grid(spacing)) for spacing in SPACINGS_MM):
+            # A finer training grid covers the same box, and averages to this one as it does in training.
+            data = on_grid(volume, self.grid, path)
+        else:
+            raise UserError(
+                f"{path}: {_described(volume.data.shape, volume.affine)}, but the synthetic images have "
+                f"{_described(self.grid.shape, self.grid.affine)}. Images are compared on one grid: give the real "
+                "dataset that lies on the grid the model was trained on, and one synthetic dataset at a time."
+            )
+        return np.clip(data, 0, 1) if self._synthetic else scale_intensities(data, "minmax", path)
 
 
 def open_datasets(synthetic: str | Path, real: str | Path) -> tuple[Scans, Scans]:
     """The images of a synthetic and of a real dataset, on the grid of the first synthetic image.
 
-    Raises:
-        UserError: when a dataset cannot be read, or the synthetic one says neither ventricles_ml nor
-        brain_ml.
-            An image on another grid raises when it is read.
+    Raises UserError when a dataset cannot be read, or the synthetic one says neither ventricles_ml nor brain_ml. An
+    image on another grid raises when it is read.
     """
-    columns = _filled(synthetic)
-    if not columns & {"ventricles_ml", "brain_ml"}:
+    tables = read_participants(synthetic), read_participants(real)
+    if not _filled(tables[0]) & {"ventricles_ml", "brain_ml"}:
         raise UserError(
-            f"{Path(synthetic) / 'participants.tsv'}: neither ventricles_ml nor brain_ml among its columns, "
-            f"so what was "
-            "asked of these brains is not known. Give a folder that `brainldm generate` wrote, or add the "
+            f"{Path(synthetic) / 'participants.tsv'}: neither ventricles_ml nor brain_ml among its columns, so what "
+            "was asked of these brains is not known. Give a folder that `brainldm generate` wrote, or add the "
             "requested values."
         )
-    made = read_dataset(synthetic, _conditions(columns))
-    people = read_dataset(real, _conditions(_filled(real)))
+    made, people = (
+        read_dataset(root, Covariates(tuple(item for item in Covariates() if item.name in _filled(table))))
+        for root, table in zip((synthetic, real), tables, strict=True)
+    )
     first = read_volume(made[0].path)
     grid = Grid(first.data.shape, first.affine)
-    return Scans(made, grid, synthetic=True), Scans(people, grid, synthetic=False)
+    return Scans(made, tables[0], grid, synthetic=True), Scans(people, tables[1], grid, synthetic=False)
 
 
 def description(root: str | Path) -> dict:
@@ -115,16 +112,15 @@ def is_stand_in(root: str | Path) -> bool:
     return STAND_IN in (json.dumps(said) + text).lower()
 
 
-def conditions_in_words(synthetic: str | Path, real: str | Path) -> dict[str, dict[str, str]]:
+def conditions_in_words(scans: Mapping[str, Scans]) -> dict[str, dict[str, str]]:
     """What was asked of generated brains, column by column, and what real ones have: {column: {which: words}}.
 
-    Words are "44 to 82 (n = 30)" or "F 12, M 18". Columns are those that the synthetic dataset describes with its
-    conditions; a real dataset may lack some.
+    Words are "44 to 82 (n = 30)" or "F 12, M 18". Columns are those of the synthetic dataset's table; a real dataset
+    may lack some.
     """
-    tables = {"synthetic": read_participants(synthetic), "real": read_participants(real)}
-    names = [name for name in tables["synthetic"].columns if name not in _NOT_CONDITIONS]
+    names = [name for name in scans["synthetic"].table.columns if name not in _NOT_CONDITIONS]
     return {
-        name: {which: _in_words(table[name]) for which, table in tables.items() if name in table.columns}
+        name: {which: _in_words(one.table.cells(name)) for which, one in scans.items() if name in one.table.columns}
         for name in names
     }
 
@@ -139,14 +135,9 @@ def _in_words(cells: Sequence[str]) -> str:
     return f"{min(numbers):g} to {max(numbers):g} (n = {len(numbers)})" if numbers else "none"
 
 
-def _filled(root: str | Path) -> set[str]:
-    """The columns of a dataset that hold anything."""
-    table = read_participants(root)
-    return {name for name in table.columns if not all(map(is_missing, table[name]))}
-
-
-def _conditions(columns: set[str]) -> Covariates:
-    return Covariates(tuple(item for item in Covariates() if item.name in columns))
+def _filled(table: Table) -> set[str]:
+    """The columns of a table that hold anything."""
+    return {name for name in table.columns if not all(map(is_missing, table.cells(name)))}
 
 
 def _same(a: Grid, b: Grid) -> bool:

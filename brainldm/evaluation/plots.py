@@ -48,8 +48,7 @@ def scatter(
 
 
 def brains(made: Scans, people: Scans, measured: dict[str, list[Measurement]]) -> Image.Image:
-    """Generated brains from small to large ventricles, and under each the real brain with the nearest
-    conditions."""
+    """Generated brains from small to large ventricles, and under each the real one with the nearest conditions."""
     shown = spread(_order(made), SHOWN)
     beside = nearest([made.records[i] for i in shown], people.records)
     return mosaic(
@@ -107,8 +106,7 @@ def spread(order: Sequence[int], count: int) -> list[int]:
 
 
 def nearest(wanted: Sequence[Scan], among: Sequence[Scan]) -> list[int]:
-    """For each record the index of the one `among` whose conditions are nearest, without repetition if
-    possible.
+    """For each record the index of the one `among` whose conditions are nearest, without repetition if possible.
 
     Distances are in standard deviations of each condition; another sex counts as two.
     """

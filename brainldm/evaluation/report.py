@@ -15,7 +15,7 @@ import numpy as np
 import brainldm
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
-from brainldm.evaluation.metrics.conditioning import agreement
+from brainldm.evaluation.metrics.conditioning import agreement_stats
 from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
 from brainldm.evaluation.page import render
 from brainldm.runtime.files import write_atomically, write_json
@@ -74,11 +74,13 @@ def evaluate(
             "grid": {"shape": list(grid.shape), "spacing_mm": spacing},
             "seed": seed,
             "datasets": {"synthetic": _about(synthetic, made), "real": _about(real, people)},
-            "conditions": conditions_in_words(synthetic, real),
+            "conditions": conditions_in_words(scans),
             "stand_in": is_stand_in(synthetic) or is_stand_in(real),
             "agreement": {
                 name: {
-                    which: agreement(scans[which].values(name), _column(measured[which], name), seed=seed).to_dict()
+                    which: agreement_stats(
+                        scans[which].values(name), _column(measured[which], name), seed=seed
+                    ).to_dict()
                     for which in scans
                 }
                 for name in MEASURED

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from brainldm import __version__
-from brainldm.datasets.bids import image_path, read_participants, write_dataset_files
-from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.bids import image_path, write_dataset_files
 from brainldm.diffusion.sampling import Sampling
+from brainldm.generation.conditions import check_conditions
 from brainldm.generation.sampler import make_sampler
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import write_json
+from brainldm.runtime.files import write_atomically, write_json
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.nifti import write_volume
 from brainldm.weights.model_folder import Model
@@ -40,75 +39,31 @@ images that it was trained on.
 {note}"""
 
 
+SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++(2M)"}
+"""What a dataset calls its sampler."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a dataset is drawn. `extrapolate` allows conditions outside the ranges of the model."""
+    """How a dataset is drawn.
+
+    The same program of `batch_size` samples runs whatever is left to draw, so a brain depends on its seed, index,
+    conditions and the batch size, which is recorded with it, and not on how many are drawn with it. Raises UserError
+    for a seed that is not 0 <= seed < 2^63, or a batch size below 1.
+
+    extrapolate: allow conditions outside what the model was trained on.
+    """
 
     sampling: Sampling = Sampling()
     seed: int = 0
-    batch_size: int = 1
+    batch_size: int = 4
     extrapolate: bool = False
 
-
-def draw_conditions(
-    covariates: Covariates, count: int, seed: int, fixed: Mapping[str, str]
-) -> list[dict[str, float | str]]:
-    """`count` rows of conditions. `fixed` holds, by name, a value ("70", "F") or a range ("60:75").
-
-    A condition that is not named, and one with a range, is drawn uniformly; row k depends on (seed, k) alone.
-    Raises UserError for a name or value that the model does not understand.
-    """
-    bounds: dict[str, tuple[float, float]] = {}
-    values: dict[str, float | str] = {}
-    for name, text in fixed.items():
-        item = covariates[name]
-        low, colon, high = text.partition(":")
-        if colon and item.levels is None:
-            bounds[name] = (float(item.parse(low, "range")), float(item.parse(high, "range")))
-            if bounds[name][0] > bounds[name][1]:
-                raise UserError(f"{name} {text}: the range is upside down. Write the smaller number first.")
-        else:
-            values[name] = item.parse(text, "command line")
-    rows = []
-    for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        row: dict[str, float | str] = {}
-        for item in covariates:
-            share = rng.random()  # drawn for every condition, so that fixing one leaves the others as they were
-            if item.name in values:
-                row[item.name] = values[item.name]
-            elif item.levels is not None:
-                row[item.name] = item.at(share)
-            else:
-                low, high = bounds.get(item.name, (item.low, item.high))
-                row[item.name] = _rounded(low + share * (high - low), high - low)
-        rows.append(row)
-    return rows
-
-
-def _rounded(value: float, width: float) -> float:
-    """To thousandths, or finer where the range is narrow."""
-    return round(value, max(3, 4 - math.floor(math.log10(width)) if width > 0 else 3))
-
-
-def read_conditions(path: str | Path, covariates: Covariates) -> list[dict[str, float | str]]:
-    """The conditions of a participants.tsv (or of the dataset that holds one), one row per brain wanted."""
-    rows = read_participants(path).to_dict("records")
-    return [covariates.parse(row, f"{path}, {row['participant_id']}") for row in rows]
-
-
-def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool) -> list[bool]:
-    """Which rows lie outside the ranges of the model. Raises UserError for the first unless `extrapolate`."""
-    flags = []
-    for number, row in enumerate(rows):
-        outside = covariates.outside(row)
-        if outside and not extrapolate:
-            raise UserError(
-                f"Brain {number + 1}: {'; '.join(outside)}. The model never saw such a brain. Ask for one inside the "
-                "range, or pass --extrapolate to try all the same (it will be said in the output)."
-            )
-        flags.append(bool(outside))
-    return flags
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise UserError(f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1.")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise UserError(f"The batch size is {self.batch_size!r}; it must be a whole number from 1 on.")
 
 
 def generate(
@@ -136,62 +91,86 @@ def _generate(
     flags: Sequence[bool],
     note: str,
 ) -> None:
-    spec = model.spec
-    sampling = settings.sampling
-    sample = make_sampler(model, sampling, batch_size=settings.batch_size)
-    codes = spec.covariates.encode(rows)
+    sample = make_sampler(model, settings.sampling, batch_size=settings.batch_size)
+    conditions = model.spec.covariates.encode(rows)
     width = max(4, len(str(len(rows))))
     ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
-    sampler = {
-        "Sampler": "DDIM",
-        "Steps": sampling.num_steps,
-        "Eta": sampling.eta,
-        "Guidance": sampling.guidance,
-        "Seed": settings.seed,
-    }
     manifest = []
     with Progress("generating", len(rows)) as progress:
         for start in range(0, len(rows), settings.batch_size):
             indices = np.arange(start, min(start + settings.batch_size, len(rows)))
-            for index, volume in zip(indices, sample(settings.seed, indices, codes[indices]), strict=True):
-                if not np.isfinite(volume).all():
-                    raise FloatingPointError(f"{ids[index]}: the model made voxels that are not finite; not written.")
-                path = image_path(out, ids[index])
-                content = write_volume(
-                    path, volume, spec.grid.affine, f"{MARK} brainldm {__version__} {model.sha256[:12]}"
-                )
-                write_json(
-                    path.with_name(path.name.replace(".nii.gz", ".json")),
-                    {
-                        "Synthetic": True,
-                        "Modality": "MR",
-                        "Conditions": dict(rows[index]),
-                        "Extrapolated": flags[index],
-                        **sampler,
-                        "Index": int(index),
-                        "ModelSHA256": model.sha256,
-                    },
-                )
-                manifest.append(
-                    {
-                        "id": ids[index],
-                        "index": int(index),
-                        "seed": settings.seed,
-                        "conditions": dict(rows[index]),
-                        "file": str(path.relative_to(out)),
-                        "bytes": len(content),
-                        "sha256": hashlib.sha256(content).hexdigest(),
-                        "model_sha256": model.sha256,
-                    }
-                )
+            for index, volume in zip(indices, sample(settings.seed, indices, conditions[indices]), strict=True):
+                subject = _Subject(ids[index], int(index), rows[index], flags[index])
+                manifest.append(_write_subject(out, model, settings, subject, volume))
                 progress(len(manifest))
-    columns = spec.covariates.column_descriptions()
+    _write_tables(out, model, settings, ids, rows, flags, note)
+    write_atomically(out / MANIFEST, "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
+
+
+class _Subject(NamedTuple):
+    id: str
+    index: int
+    conditions: Mapping[str, float | str]
+    extrapolated: bool
+
+
+def _write_subject(
+    out: Path, model: Model, settings: Settings, subject: _Subject, volume: np.ndarray
+) -> dict[str, Any]:
+    """Write a volume and its sidecar; returns its entry in the manifest."""
+    if not np.isfinite(volume).all():
+        raise FloatingPointError(f"{subject.id}: the model made voxels that are not finite; not written.")
+    path = image_path(out, subject.id)
+    description = f"{MARK} brainldm {__version__} {model.sha256[:12]}"
+    content = write_volume(path, volume, model.spec.grid.affine, description)
+    write_json(
+        path.with_name(path.name.replace(".nii.gz", ".json")),
+        {
+            "Synthetic": True,
+            "Modality": "MR",
+            "Conditions": dict(subject.conditions),
+            "Extrapolated": subject.extrapolated,
+            "Sampler": SAMPLER_NAMES[settings.sampling.sampler],
+            "Spacing": settings.sampling.spacing,
+            "Steps": settings.sampling.num_steps,
+            "Eta": settings.sampling.eta,
+            "Guidance": settings.sampling.guidance,
+            "Seed": settings.seed,
+            "BatchSize": settings.batch_size,
+            "Index": subject.index,
+            "ModelSHA256": model.sha256,
+        },
+    )
+    return {
+        "id": subject.id,
+        "index": subject.index,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "conditions": dict(subject.conditions),
+        "file": str(path.relative_to(out)),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "model_sha256": model.sha256,
+    }
+
+
+def _write_tables(
+    out: Path,
+    model: Model,
+    settings: Settings,
+    ids: Sequence[str],
+    rows: Sequence[Mapping[str, float | str]],
+    flags: Sequence[bool],
+    note: str,
+) -> None:
+    columns = model.spec.covariates.column_descriptions()
     for entry in columns.values():
         entry["Description"] += " (asked of the model)"
     columns["extrapolated"] = {
-        "Description": "whether a condition lies outside the range that the model was trained on",
+        "Description": "whether a condition lies outside what the model was trained on",
         "Levels": {"true": "outside", "false": "inside"},
     }
+    sampling = settings.sampling
     write_dataset_files(
         out,
         name="Synthetic T1w brains",
@@ -203,7 +182,8 @@ def _generate(
         generated_by={
             "Name": "brainldm",
             "Version": __version__,
-            "Description": f"latent diffusion model {model.sha256}, DDIM with {sampling.num_steps} steps",
+            "Description": f"latent diffusion model {model.sha256}, {SAMPLER_NAMES[sampling.sampler]} with "
+            f"{sampling.num_steps} steps",
         },
         readme=README.format(
             version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""
@@ -211,9 +191,7 @@ def _generate(
         extra={
             "Synthetic": True,
             "ModelSHA256": model.sha256,
-            "TrainedOn": spec.provenance.get("dataset", "unknown"),
-            "EmbeddedPopulation": bool(spec.provenance.get("embedded_population", False)),
+            "TrainedOn": model.spec.provenance.get("dataset", "unknown"),
+            "EmbeddedPopulation": bool(model.spec.provenance.get("embedded_population", False)),
         },
     )
-    lines = "".join(json.dumps(entry) + "\n" for entry in manifest)
-    (out / MANIFEST).write_text(lines)

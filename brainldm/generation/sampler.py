@@ -20,8 +20,12 @@ Sampler = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
-    """The key of each sample, folded from (seed, index) alone, [N] typed keys."""
-    root = jax.random.key(seed)
+    """The key of each sample, folded from (seed, index) alone, [N] typed keys; 0 <= seed < 2^63.
+
+    All 64 bits of the seed count, where `jax.random.key` without x64 keeps the lower 32.
+    """
+    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+    root = jax.random.wrap_key_data(words, impl="threefry2x32")
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 
@@ -93,5 +97,5 @@ def sweep(
     index: int,
 ) -> np.ndarray:
     """Volumes [len(values), D, H, W] in which condition `name` takes `values`; noise and all else are the same."""
-    codes = covariates.encode([{**others, name: value} for value in values])
-    return np.concatenate([sampler(seed, np.array([index]), code[None]) for code in codes])
+    conditions = covariates.encode([{**others, name: value} for value in values])
+    return np.concatenate([sampler(seed, np.array([index]), row[None]) for row in conditions])

@@ -6,10 +6,16 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from brainldm.runtime.errors import UserError
+
+SUMS = "SHA256SUMS"
+"""The file of a folder's checksums, in the format of sha256sum."""
+_HASHING_THREADS = 4
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
@@ -70,3 +76,44 @@ def file_sha256(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+def write_sums(folder: str | Path, names: Sequence[str]) -> bytes:
+    """Write SHA256SUMS of the files `names` (relative to `folder`), in their order, and return its content.
+
+    Raises OSError when a file cannot be read back.
+    """
+    folder = Path(folder)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        digests = list(pool.map(file_sha256, [folder / name for name in names]))
+    unread = [name for name, digest in zip(names, digests, strict=True) if digest is None]
+    if unread:
+        raise OSError(f"{folder / unread[0]} cannot be read back")
+    content = "".join(f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True)).encode()
+    write_atomically(folder / SUMS, content)
+    return content
+
+
+def read_sums(content: bytes) -> dict[str, str]:
+    """What a SHA256SUMS says: {name: SHA-256}."""
+    lines = content.decode(errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def verify_sums(folder: str | Path, sums: Mapping[str, str], names: Iterable[str] | None = None) -> dict[str, str]:
+    """What is wrong with the files `names` (None: all that are in `sums`) of `folder`, by name; nothing when they are
+    those that were written.
+
+    A file is "missing" (also from `sums`), "cannot be read" or "changed". Every file is read whole.
+    """
+    folder = Path(folder)
+
+    def problem(name: str) -> str | None:
+        if not name or name not in sums or not os.path.exists(folder / name):
+            return "missing"
+        found = file_sha256(folder / name)
+        return "cannot be read" if found is None else None if found == sums[name] else "changed"
+
+    names = list(sums if names is None else names)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        return {name: what for name, what in zip(names, pool.map(problem, names), strict=True) if what}

@@ -21,16 +21,21 @@ UNFINISHED = "brainldm.unfinished"
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file LOCK.
+def locked(folder: str | Path, name: str = LOCK, keep: bool = True) -> Iterator[None]:
+    """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file `name`.
 
-    The system lets go of it when the process ends, however it ends, so the file that stays behind locks nothing. On a
-    file system without locks (some network mounts) there is a warning and no protection. Raises UserError when
-    another process holds it, or the folder cannot be written to.
+    The system lets go of it when the process ends, however it ends, so the file that stays behind locks nothing;
+    without `keep` it is removed at the end. On a file system without locks (some network mounts) there is a warning
+    and no protection. Raises UserError when another process holds it, or the folder cannot be written to.
     """
-    with _held(Path(folder), LOCK) as handle:
+    folder = Path(folder)
+    with _held(folder, name) as handle:
         _sign(handle)
-        yield
+        try:
+            yield
+        finally:
+            if not keep:
+                (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -15,17 +15,13 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from brainldm.runtime.files import file_sha256, write_atomically
+from brainldm.runtime.files import SUMS, read_sums, verify_sums, write_sums
 from brainldm.runtime.format import format_names
 
-SUMS = "SHA256SUMS"
 UNFINISHED = ".unfinished"
 DAMAGED = ".damaged"
-THREADS = 4
-"""Files hashed at a time."""
 
 
 def finished_steps(folder: Path) -> list[int]:
@@ -43,14 +39,7 @@ def unfinished_path(folder: Path, step: int) -> Path:
 def finish(folder: Path, step: int) -> None:
     """Hash every file of the unfinished `step` and give it its name. Raises OSError."""
     path = unfinished_path(folder, step)
-    files = _files(path)
-    with ThreadPoolExecutor(THREADS) as pool:
-        digests = list(pool.map(lambda name: file_sha256(path / name), files))
-    unread = [name for name, digest in zip(files, digests, strict=True) if digest is None]
-    if unread:
-        raise OSError(f"{path / unread[0]} cannot be read back")
-    lines = "".join(f"{digest}  {name}\n" for name, digest in zip(files, digests, strict=True))
-    write_atomically(path / SUMS, lines.encode())
+    write_sums(path, _files(path))
     _sync(path)
     path.rename(folder / str(step))
     _sync(folder)
@@ -60,23 +49,13 @@ def find_damage(folder: Path, step: int) -> str | None:
     """What is wrong with a finished step ("state/d/ab12: changed"), or None when every file is as it was written."""
     path = folder / str(step)
     try:
-        lines = (path / SUMS).read_bytes().decode(errors="replace").splitlines()
+        sums = read_sums((path / SUMS).read_bytes())
     except OSError:
         return f"{SUMS}: missing"
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if not listed:
+    if not sums:
         return f"{SUMS}: empty"
-
-    def judge(item: tuple[str, str]) -> str | None:
-        name, digest = item
-        found = file_sha256(path / name) if name else None
-        if found is None:
-            return f"{name or SUMS}: {'cannot be read' if (path / name).exists() else 'missing'}"
-        return None if found == digest else f"{name}: changed"
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = [problem for problem in pool.map(judge, listed.items()) if problem]
-    added = sorted(set(_files(path)) - listed.keys() - {SUMS})
+    found = [f"{name or SUMS}: {problem}" for name, problem in verify_sums(path, sums).items()]
+    added = sorted(set(_files(path)) - sums.keys() - {SUMS})
     if added and not found:  # a line of SHA256SUMS is gone, or a file is not ours
         found = [f"{added[0]}: not in {SUMS}"]
     return None if not found else format_names(found, 1)

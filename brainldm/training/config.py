@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 
 from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
+from brainldm.training.config_rules import check_values
 
 STAGES = ("autoencoder", "diffusion")
 
@@ -223,8 +225,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     stage = config.get("stage", None)
     if stage not in STAGES:
         raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(STAGES)}.")
-    known = set(_keys(autoencoder_config() if stage == "autoencoder" else diffusion_config()))
-    given = set(_keys(config))
+    known = set(dict(_items(autoencoder_config() if stage == "autoencoder" else diffusion_config())))
+    given = set(dict(_items(config)))
     for key in sorted(given - known):
         near = difflib.get_close_matches(key, known, 1)
         hint = f" Did you mean config.{near[0]}?" if near else ""
@@ -234,14 +236,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"config.{absent[0]} is not set. Start the config from brainldm.training.config.{stage}_config()."
         )
-    for key in ("batch_size", "accumulation_steps", "num_steps"):
-        if config[key] < 1:
-            raise UserError(f"config.{key} is {config[key]}; at least 1 is wanted.")
-    if config.checkpoints.keep_last < 1 or config.checkpoints.keep_every < 0:
-        raise UserError(
-            f"config.checkpoints: keep_last is {config.checkpoints.keep_last} (at least 1 is wanted) and keep_every "
-            f"{config.checkpoints.keep_every} (at least 0)."
-        )
+    check_values(stage, dict(_items(config)))
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"config.batch_size {config.batch_size} is not a multiple of "
@@ -254,22 +249,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "config.covariates names no condition, and the diffusion model wants at least one. Name columns of "
             "participants.tsv in config.covariates.names or config.covariates.extra."
         )
-    if config.model.dtype not in ("bfloat16", "float32"):
-        raise UserError(f"config.model.dtype is {config.model.dtype!r}; it can be bfloat16 or float32.")
     if stage == "diffusion":
         try:
             Sampling(**config.sampling)
         except UserError as error:
             raise UserError(f"config.sampling: {error}") from error
-    groups = config.model.norm_num_groups
-    odd = [width for width in config.model.channels if width % groups]
-    if odd:
-        raise UserError(f"config.model.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
 
 
-def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
+def _items(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value."""
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _items(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value

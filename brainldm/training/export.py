@@ -53,7 +53,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
             "now. Export it with its own, or train the diffusion stage again."
         )
     state = jax.device_get(restore_state(config, diffusion_workdir, mesh))
-    covariates, grid = covariates_of(config), training_grid(spacing)
+    covariates, grid = covariates_of(config).with_observed(facts.get("observed", {})), training_grid(spacing)
     dataset = read_json(Path(config.data.path) / "dataset_description.json") if _described(config.data.path) else {}
     name = dataset.get("Name", Path(config.data.path).name)
     autoencoder_config = Path(autoencoder_workdir) / "config.json"

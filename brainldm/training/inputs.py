@@ -125,16 +125,16 @@ def latent_cache(
     encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int,
-    share: tuple[int, int],
+    process_shard: tuple[int, int],
     autoencoder: dict[str, Any],
     latent_shape: tuple[int, ...],
 ) -> LatentCache:
     """The encoded scans of all sides, encoding what is missing.
 
     `autoencoder` is what identifies the networks that encode (JSON). `encode(images [batch_size, D, H, W, 1])` gives
-    posterior means and standard deviations; with several processes each gives its `share` (number, of how many) of the
-    rows and gets the whole result. Raises UserError when the cache there is of another autoencoder or of other images,
-    or a scan that is missing in it has no image.
+    posterior means and standard deviations; with several processes each gives its `process_shard` (number, of how many)
+    of the rows and gets the whole result. Raises UserError when the cache there is of another autoencoder or of other
+    images, or a scan that is missing in it has no image.
     """
     augment, grid = augmentation_of(config), training_grid(config.data.spacing_mm)
     variants = config.latents.variants
@@ -166,7 +166,7 @@ def latent_cache(
             threads=config.data.threads,
             vary=lambda image, rng: augment(image, rng, config.data.spacing_mm),
             seed=config.seed,
-            share=share,
+            process_shard=process_shard,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -308,6 +308,7 @@ def diffusion_stage(config: ml_collections.ConfigDict, mesh: Mesh, workdir: str 
         pictures=pictures,
         facts={
             **_scan_facts(sides),
+            "observed": covariates_of(config).observed_in([scan.covariates for scan in sides["train"]]),
             "latent_scale": scale,
             "latent_shape": list(shape),
             "autoencoder_sha256": autoencoder_sha256,

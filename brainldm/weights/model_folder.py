@@ -29,17 +29,16 @@ from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
 from brainldm.models.unet import DiffusionUNet
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import file_sha256, read_json, write_atomically
+from brainldm.runtime.files import SUMS, read_json, read_sums, verify_sums, write_atomically, write_sums
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
 
 FORMAT_VERSION = 1
-AUTOENCODER, UNET, SPEC, CARD, SUMS = (
+AUTOENCODER, UNET, SPEC, CARD = (
     "autoencoder.safetensors",
     "unet.safetensors",
     "model.json",
     "README.md",
-    "SHA256SUMS",
 )
 
 
@@ -129,10 +128,7 @@ def save_model(folder: str | Path, spec: ModelSpec, autoencoder: Any, unet: Any,
         }
         for name, content in contents.items():
             write_atomically(folder / name, content)
-        sums = "".join(
-            f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items()
-        ).encode()
-        write_atomically(folder / SUMS, sums)  # last: a folder without it is not finished
+        sums = write_sums(folder, list(contents))  # last: a folder without it is not finished
         return hashlib.sha256(sums).hexdigest()
 
 
@@ -150,20 +146,16 @@ def load_model(folder: str | Path) -> Model:
         raise UserError(
             f"{folder}: no readable {SUMS}, so this is no (finished) model folder. Make it with `brainldm export`."
         ) from error
-    listed = {}
-    for line in sums.decode(errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        listed[name] = digest
-    for name in (SPEC, AUTOENCODER, UNET):
+    for name, problem in verify_sums(folder, read_sums(sums), (SPEC, AUTOENCODER, UNET)).items():
         path = folder / name
-        if name not in listed or not path.is_file():
+        if problem == "missing":
             raise UserError(f"{path}: missing. Copy the model folder again, whole.")
-        digest = file_sha256(path) or "not readable"
-        if digest != listed[name]:
-            raise UserError(
-                f"{path}: its SHA-256 is {digest[:12]}..., {SUMS} says {listed[name][:12]}.... The file was changed "
-                "or damaged after it was written. Copy the model folder again."
-            )
+        raise UserError(
+            f"{path}: its SHA-256 is not the one in {SUMS}. The file was changed or damaged after it was written. Copy "
+            "the model folder again."
+            if problem == "changed"
+            else f"{path}: {problem}. Check its permissions."
+        )
     content = read_json(folder / SPEC)
     if content.get("format") != "brainldm-model" or content.get("format_version") != FORMAT_VERSION:
         raise UserError(
@@ -239,6 +231,11 @@ def _read(path: Path, shapes: Any) -> Any:
         tensors = safetensors.numpy.load_file(path)
     except Exception as error:  # the safetensors package raises its own kinds
         raise UserError(f"{path}: not a readable safetensors file ({error}).") from error
-    params = flax.traverse_util.unflatten_dict(tensors, sep="/")
-    check_params(params, shapes, str(path))
-    return params
+    check_params(tensors, shapes, str(path))
+    wrong = sorted(name for name, array in tensors.items() if not jnp.issubdtype(array.dtype, jnp.floating))
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} parameters are no floating-point numbers, {wrong[0]} is {tensors[wrong[0]].dtype}. "
+            "These are not the weights of this model."
+        )
+    return flax.traverse_util.unflatten_dict(tensors, sep="/")

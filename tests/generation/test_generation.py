@@ -6,16 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import Sampling
-from brainldm.generation.dataset import (
-    MANIFEST,
-    Settings,
-    check_conditions,
-    draw_conditions,
-    generate,
-    read_conditions,
-)
+from brainldm.generation.conditions import check_conditions, draw_conditions, read_conditions
+from brainldm.generation.dataset import MANIFEST, Settings, generate
 from brainldm.generation.sampler import make_sampler, reconstruct, sample_keys, sweep
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.nifti import read_volume
@@ -36,29 +31,78 @@ def sampler(model):
 
 
 def test_a_brain_depends_on_its_seed_index_and_conditions_alone(sampler):
-    codes = COVARIATES.encode([ROW, {**ROW, "age": 70.0}, {**ROW, "sex": "M"}])
-    together = sampler(5, np.array([4, 9, 2]), codes)
-    alone = sampler(5, np.array([9]), codes[1:2])
+    conditions = COVARIATES.encode([ROW, {**ROW, "age": 70.0}, {**ROW, "sex": "M"}])
+    together = sampler(5, np.array([4, 9, 2]), conditions)
+    alone = sampler(5, np.array([9]), conditions[1:2])
     np.testing.assert_array_equal(together[1], alone[0])
-    assert not np.array_equal(sampler(6, np.array([9]), codes[1:2]), alone)
-    assert not np.array_equal(sampler(5, np.array([8]), codes[1:2]), alone)
-    assert not np.array_equal(sampler(5, np.array([9]), codes[:1]), alone)
+    assert not np.array_equal(sampler(6, np.array([9]), conditions[1:2]), alone)
+    assert not np.array_equal(sampler(5 + 2**32, np.array([9]), conditions[1:2]), alone)
+    assert not np.array_equal(sampler(5, np.array([8]), conditions[1:2]), alone)
+    assert not np.array_equal(sampler(5, np.array([9]), conditions[:1]), alone)
 
 
 def test_no_two_samples_share_a_key():
     import jax
 
-    keys = [np.asarray(jax.random.key_data(sample_keys(seed, np.arange(50)))) for seed in (0, 1)]
-    assert len({tuple(k) for k in np.concatenate(keys)}) == 100
+    seeds = (0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1)
+    keys = [np.asarray(jax.random.key_data(sample_keys(seed, np.arange(50)))) for seed in seeds]
+    assert len({tuple(k) for k in np.concatenate(keys)}) == 50 * len(seeds)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**31, 2**32 - 1])
+def test_a_seed_of_32_bits_gives_the_key_that_jax_gives_it(seed):
+    import jax
+
+    expected = [jax.random.fold_in(jax.random.key(seed), index) for index in (0, 5)]
+    found = jax.random.key_data(sample_keys(seed, np.array([0, 5])))
+    np.testing.assert_array_equal(found, [jax.random.key_data(key) for key in expected])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, None])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(UserError, match=r"0 to 2\^63 - 1"):
+        Settings(seed=seed)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--steps=0"],
+        ["--seed=-1"],
+        ["--seed=9223372036854775808"],
+        ["--guidance=nan"],
+        ["--guidance=1e308"],
+        ["--eta=-1"],
+        ["--eta=nan"],
+        ["--batch-size=0"],
+        ["--n=1000000001"],
+        ["--sampler=euler"],
+        ["--steps=2000"],
+        ["--age=1e308", "--extrapolate"],
+    ],
+    ids=" ".join,
+)
+def test_flags_that_cannot_be_meant_are_refused_before_any_work(demo_run, tmp_path, flags, monkeypatch):
+    monkeypatch.setattr("brainldm.generation.sampler.sample_latents", None)
+    assert main(["generate", str(demo_run / "model"), str(tmp_path / "out"), *flags]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_guidance_of_one_is_the_plain_model(model, sampler):
-    codes = COVARIATES.encode([ROW])
-    plain = sampler(0, np.array([0]), codes)
-    strong = make_sampler(model, Sampling(2, guidance=3.0), batch_size=3)(0, np.array([0]), codes)
-    almost = make_sampler(model, Sampling(2, guidance=1.0 + 1e-6), batch_size=3)(0, np.array([0]), codes)
+    conditions = COVARIATES.encode([ROW])
+    plain = sampler(0, np.array([0]), conditions)
+    strong = make_sampler(model, Sampling(2, guidance=3.0), batch_size=3)(0, np.array([0]), conditions)
+    almost = make_sampler(model, Sampling(2, guidance=1.0 + 1e-6), batch_size=3)(0, np.array([0]), conditions)
     np.testing.assert_allclose(almost, plain, atol=1e-4)
     assert np.abs(strong - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m"])
+def test_every_sampler_makes_brains(model, sampler, name):
+    sampling = Sampling(2, sampler=name, spacing="log_snr")
+    conditions = COVARIATES.encode([ROW])
+    volumes = make_sampler(model, sampling, batch_size=1)(0, np.array([0]), conditions)
+    assert np.isfinite(volumes).all() and np.abs(volumes - sampler(0, np.array([0]), conditions)).max() > 1e-3
 
 
 def test_a_sweep_changes_one_condition_and_keeps_the_noise(sampler):
@@ -77,8 +121,9 @@ def test_reconstructions_have_the_shape_of_the_scans(model, demo_run):
 
 def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
     rows = [ROW, {**ROW, "ventricles_ml": 60.0}]
-    generate(model, tmp_path / "a", rows, Settings(Sampling(2), seed=3, batch_size=2))
-    generate(model, tmp_path / "b", rows, Settings(Sampling(2), seed=3, batch_size=2))
+    settings = Settings(Sampling(2), seed=3, batch_size=2, extrapolate=True)
+    generate(model, tmp_path / "a", rows, settings)
+    generate(model, tmp_path / "b", rows, settings)
     entries = [json.loads(line) for line in (tmp_path / "a" / MANIFEST).read_text().splitlines()]
     assert [e["conditions"] for e in entries] == rows
     for entry in entries:
@@ -92,6 +137,16 @@ def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
     assert description["Synthetic"] is True and description["GeneratedBy"][0]["Name"] == "brainldm"
 
 
+def test_a_brain_is_the_same_however_many_are_drawn_with_it(model, tmp_path):
+    for count in (1, 5):
+        settings = Settings(Sampling(2), seed=3, batch_size=4, extrapolate=True)
+        generate(model, tmp_path / str(count), [ROW] * count, settings)
+    image = "sub-0001/anat/sub-0001_T1w"
+    for end in (".nii.gz", ".json"):
+        assert (tmp_path / "1" / f"{image}{end}").read_bytes() == (tmp_path / "5" / f"{image}{end}").read_bytes()
+    assert json.loads((tmp_path / "1" / f"{image}.json").read_text())["BatchSize"] == 4
+
+
 def read_bytes_of_header(path):
     import nibabel as nib
 
@@ -100,7 +155,7 @@ def read_bytes_of_header(path):
 
 def test_conditions_outside_the_range_need_to_be_asked_for(model, tmp_path):
     row = {**ROW, "age": 95.0}
-    with pytest.raises(UserError, match=r"age 95 years \(range 44 to 82\).*--extrapolate"):
+    with pytest.raises(UserError, match=r"age 95 years \(trained on [\d.]+ to [\d.]+\).*--extrapolate"):
         generate(model, tmp_path / "a", [row], Settings(Sampling(2)))
     assert not (tmp_path / "a").exists()
     generate(model, tmp_path / "a", [row], Settings(Sampling(2), extrapolate=True))
@@ -109,10 +164,38 @@ def test_conditions_outside_the_range_need_to_be_asked_for(model, tmp_path):
     assert "\ttrue\n" in (tmp_path / "a/participants.tsv").read_text()
 
 
+def test_outside_is_what_no_training_scan_reached(demo_run, model, tmp_path):
+    covariates = model.spec.covariates
+    facts = json.loads((demo_run / "diffusion/run.json").read_text())
+    scans = read_conditions(demo_run / "population", covariates)
+    for name, (low, high) in facts["observed"].items():
+        assert covariates[name].limits == (low, high)
+        values = [row[name] for row in scans]
+        assert covariates[name].low < low < high < covariates[name].high and low in values and high in values
+    beyond = {**ROW, "ventricles_ml": covariates["ventricles_ml"].limits[1] + 1.0}
+    inside = {name: sum(covariates[name].limits) / 2 for name in facts["observed"]}
+    assert check_conditions([{**beyond, "sex": "F"}], covariates, extrapolate=True) == [True]
+    assert check_conditions([{**inside, "sex": "F"}], covariates, extrapolate=False) == [False]
+    assert not any(check_conditions(draw_conditions(covariates, 200, 0, {}), covariates, extrapolate=False))
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on_has_its_ranges():
+    assert "observed" not in COVARIATES.to_json()[1]
+    assert Covariates.from_json(COVARIATES.to_json()) == COVARIATES
+    narrow = COVARIATES.with_observed({"ventricles_ml": [10.0, 36.5]})
+    assert Covariates.from_json(narrow.to_json()) == narrow
+    row = {**ROW, "ventricles_ml": 60.0}
+    assert check_conditions([row], COVARIATES, extrapolate=False) == [False]
+    with pytest.raises(UserError, match=r"ventricles_ml 60 mL \(trained on 10 to 36.5\)"):
+        check_conditions([row], narrow, extrapolate=False)
+    drawn = [r["ventricles_ml"] for r in draw_conditions(narrow, 100, 0, {})]
+    assert 10.0 <= min(drawn) < 12 and 34 < max(drawn) <= 36.5
+
+
 def test_an_output_folder_that_holds_something_is_left_alone(model, tmp_path):
     (tmp_path / "data.csv").write_text("1,2,3")
     with pytest.raises(UserError, match="already holds"):
-        generate(model, tmp_path, [ROW], Settings(Sampling(2)))
+        generate(model, tmp_path, [ROW], Settings(Sampling(2), extrapolate=True))
     assert [p.name for p in tmp_path.iterdir()] == ["data.csv"]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates
-from brainldm.generation.dataset import draw_conditions
+from brainldm.generation.conditions import draw_conditions
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import autoencoder_config, covariates_of, diffusion_config, validate
 from brainldm.weights.model_folder import load_model

@@ -224,6 +224,6 @@ def test_a_run_goes_on_with_other_devices_and_says_what_that_means(straight, tmp
 def test_impossible_numbers_of_checkpoints(tmp_path, key, value):
     config = small_config().unlock()
     config.checkpoints[key] = value
-    with pytest.raises(UserError, match=r"config.checkpoints: keep_last is"):
+    with pytest.raises(UserError, match=rf"config.checkpoints.{key} is {value}"):
         loop.train(config.lock(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -68,7 +68,7 @@ def test_a_converted_model_generates(shared, tmp_path):
     model = load_model(tmp_path / "model")
     assert model.spec.latent_shape == (20, 28, 20, 3)
     row = {"sex": "F", "age": 60.0, "ventricles_ml": 30.0, "brain_ml": 1500.0}
-    generate(model, tmp_path / "out", [row], Settings(Sampling(1)))
+    generate(model, tmp_path / "out", [row], Settings(Sampling(1), batch_size=1))
     assert (tmp_path / "out/sub-0001/anat/sub-0001_T1w.nii.gz").stat().st_size > 100_000
 
 

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from brainldm.runtime.errors import UserError
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
@@ -87,4 +88,29 @@ def test_parameters_that_do_not_fit_are_named(folder):
     content = json.loads((folder / "model.json").read_text())
     edit_spec(folder, unet={**content["unet"], "channels": [8, 32]})
     with pytest.raises(UserError, match="do not fit the network.*of another shape"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, bool])
+def test_weights_of_another_type_are_refused(folder, dtype):
+    path = folder / "unet.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = sorted(tensors)[0]
+    safetensors.numpy.save_file({**tensors, name: np.zeros(tensors[name].shape, dtype)}, path)
+    reseal(folder)
+    with pytest.raises(UserError, match=f"no floating-point numbers, {name} is {np.dtype(dtype)}"):
+        load_model(folder)
+
+
+def test_a_name_that_begins_another_is_refused(folder):
+    path = folder / "unet.safetensors"
+    safetensors.numpy.save_file({**safetensors.numpy.load_file(path), "conv_in": np.zeros(1, np.float32)}, path)
+    reseal(folder)
+    with pytest.raises(UserError, match="1 unknown .'conv_in'."):
+        load_model(folder)
+
+
+def test_a_sampling_that_cannot_be_meant_is_refused(folder):
+    edit_spec(folder, sampling={"num_steps": 20, "eta": 0.0, "guidance": "strong"})
+    with pytest.raises(UserError, match="model.json: guidance .* 'strong'"):
         load_model(folder)

@@ -8,8 +8,7 @@ Brain volume: the tissue fraction of everything inside the head mask, times the 
 volume, which makes it a volume normalised for head size.
 
 Both are then put on the scale of known volumes by one line per spacing (`CALIBRATION`), fitted on the
-embedded population with `python -m brainldm.evaluation.measures.volumetry_calibration`, which prints these tables
-again.
+embedded population with `python -m brainldm.evaluation.measures.volumetry_calibration`, which prints it anew.
 
 Accuracy of the ventricles against labels (r, slope, mean absolute error):
 - people of the embedded population that the calibration has not seen, 7 to 171 mL: 0.998, 1.00, 1.4 mL at
@@ -48,9 +47,8 @@ CALIBRATION: dict[int, dict[str, tuple[float, float]]] = {
 """Per spacing in mm: (slope, intercept in mL) that turn a raw volume into a measured one. 1 mm images
 are averaged to 2 mm before they are measured and share that line."""
 
-# Intensities are in units of the white-matter level: the 90th percentile inside the head, taken after
-# smoothing
-# so that it depends little on how sharp the image is.
+# Intensities are in units of the white-matter level: the 90th percentile inside the head, taken after smoothing so that
+# it depends little on how sharp the image is.
 _WHITE_PERCENTILE = 90
 _WHITE_SMOOTHING_MM = 4.0
 _HEAD = 0.1
@@ -63,10 +61,8 @@ _CONNECTED = 0.55  # CSF fraction of a voxel that can carry the connection to th
 _CORE = 0.65
 _SMOOTHING_MM = 1.4  # closes leaks through single voxels; a 4 mm voxel is already as smooth
 _DEPTH_MM = 9.0  # CSF nearer to the brain surface is sulcal
-_REACH_MM = (
-    8.0,
-    0.15,
-)  # corridor around the template's ventricles: mm, and mm per mL found (in a head of its size)
+# Corridor around the template's ventricles: mm, and mm per mL found (in a head of its size).
+_REACH_MM = (8.0, 0.15)
 _SHARE = (0.8, 1 / 60)  # bound of distance to the ventricles over distance to other CSF: at 0 mL, and per mL
 _ROUNDS = 12
 
@@ -90,9 +86,8 @@ class Measurement:
 def measure(image: np.ndarray, grid: Grid) -> Measurement:
     """Measure a skull-stripped T1w volume [D, H, W] (or [D, H, W, 1]) in RAS order, intensities about 0..1.
 
-    The brain must lie in MNI orientation; position and size are found from the image. 1 mm volumes are
-    averaged
-    to 2 mm first. An image without a brain gives NaN and a reason, never an error.
+    The brain must lie in MNI orientation; position and size are found from the image. 1 mm volumes are averaged to
+    2 mm first. An image without a brain gives NaN and a reason, never an error.
 
     Raises:
         UserError: when the voxels are not 1, 2 or 4 mm (within 5 %).

@@ -36,8 +36,8 @@ class Line:
 
 
 def labels_and_raw(population: Population, n: int, seed: int) -> Iterator[tuple[dict, dict]]:
-    """Labels and raw measures of n people: every other one as drawn, the rest spread over all ventricle
-    sizes."""
+    """Labels and raw measures of n people: every other one as drawn, the rest spread over all
+    ventricle sizes."""
     sizes = np.geomspace(*VENTRICLES_ML, n)
     for index in range(n):
         asked = {"ventricles_ml": float(sizes[index])} if index % 2 == 0 else {}

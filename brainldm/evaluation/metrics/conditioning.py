@@ -1,8 +1,8 @@
 """Does a generated brain have what was asked for: requested against measured values.
 
-The paper's figure is Pearson's r between the requested ventricular volume and the one measured on the
-generated brains (Pinaya et al. 2022, section 3.2: r = 0.972 over 1000 brains). r alone does not see a wrong
-scale, so slope, intercept and mean absolute error stand beside it, each with a 95 % interval.
+The paper's figure is Pearson's r between the requested ventricular volume and the one measured on the generated brains
+(Pinaya et al. 2022, section 3.2: r = 0.972 over 1000 brains). r alone does not see a wrong scale, so slope, intercept
+and mean absolute error stand beside it, each with a 95 % interval.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,10 +28,10 @@ class Interval:
 class Agreement:
     """Agreement of measured with requested values.
 
-    `r` Pearson's correlation; `slope` and `intercept` of the least-squares line measured = slope * requested
-    + intercept; `mae` mean absolute error in the values' unit; `n` pairs used; `missing` pairs left out
-    because either value is NaN. Figures that the data do not determine are NaN (below three pairs; r, slope
-    and intercept when all requested values are equal).
+    `r` Pearson's correlation; `slope` and `intercept` of the least-squares line measured = slope * requested +
+    intercept; `mae` mean absolute error in the values' unit; `n` pairs used; `missing` pairs left out because either
+    value is NaN. Figures that the data do not determine are NaN (below three pairs; r, slope and intercept when all
+    requested values are equal).
     """
 
     r: Interval
@@ -45,11 +45,11 @@ class Agreement:
         return asdict(self)
 
 
-def agreement(requested, measured, *, resamples: int = RESAMPLES, seed: int = 0) -> Agreement:
+def agreement_stats(requested, measured, *, resamples: int = RESAMPLES, seed: int = 0) -> Agreement:
     """Agreement of two sequences of n numbers, with percentile bootstrap intervals over the pairs.
 
-    The bootstrap draws `resamples` samples of n pairs from `default_rng([seed, n])`, so the same data and
-    seed give the same intervals.
+    The bootstrap draws `resamples` samples of n pairs from `default_rng([seed, n])`, so the same data and seed give
+    the same intervals.
 
     Raises:
         ValueError: when the two differ in length or are not one-dimensional.

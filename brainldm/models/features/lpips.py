@@ -1,9 +1,8 @@
 """LPIPS, a perceptual distance between images (Zhang et al. 2018), with SqueezeNet 1.1 features.
 
-The part of the autoencoder's loss that compares slices. The weights come from files that the user names:
-the ImageNet weights of SqueezeNet 1.1 (Iandola et al. 2016; names as in torchvision's state dict) and the
-linear heads of LPIPS v0.1. Pure functions on a tree of float32 arrays; convolutions run in the type of the
-images given.
+The part of the autoencoder's loss that compares slices. The weights come from files that the user names: the ImageNet
+weights of SqueezeNet 1.1 (Iandola et al. 2016; names as in torchvision's state dict) and the linear heads of LPIPS
+v0.1. Pure functions on a tree of float32 arrays; convolutions run in the type of the images given.
 """
 
 from collections.abc import Mapping
@@ -38,8 +37,8 @@ def load_lpips_squeeze(tensors: Mapping[str, np.ndarray]) -> Params:
     """Parameters from PyTorch tensors, as a tree of float32 arrays.
 
     tensors: by name, `features.0.weight` [64, 3, 3, 3], `features.3.squeeze.weight`, ... of torchvision's
-    squeezenet1_1, and `lin0.model.1.weight` [1, 64, 1, 1] ... `lin6.model.1.weight` of LPIPS. Other names
-    (the classifier) are left alone. Raises UserError listing what is missing or has the wrong shape.
+    squeezenet1_1, and `lin0.model.1.weight` [1, 64, 1, 1] ... `lin6.model.1.weight` of LPIPS. Other names (the
+    classifier) are left alone. Raises UserError listing what is missing or has the wrong shape.
     """
     shapes = expected_shapes()
     missing = [name for name in shapes if name not in tensors]
@@ -130,8 +129,7 @@ def _features(params: Params, x: jax.Array) -> list[jax.Array]:
 def unit_channels(x: jax.Array, eps: float = 1e-10) -> jax.Array:
     """Features divided by (their length over the channels + eps), float32; an all-zero vector stays zero.
 
-    The length is guarded so that the gradient at an all-zero vector is finite (a plain square root gives
-    NaN).
+    The length is guarded so that the gradient at an all-zero vector is finite (a plain square root gives NaN).
     """
     x = x.astype(jnp.float32)
     square = jnp.sum(x**2, axis=-1, keepdims=True)
@@ -143,10 +141,9 @@ def unit_channels(x: jax.Array, eps: float = 1e-10) -> jax.Array:
 def lpips_distance(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     """The distance of each pair of images: [N, H, W, 1] and [N, H, W, 1] -> [N] float32.
 
-    The one channel is used three times. LPIPS was made for intensities in [-1, 1]; the released brain
-    autoencoder was trained with volumes in [0, 1] given as they are, which this function leaves to the
-    caller: nothing is rescaled here but for LPIPS's own shift and scale. Raises UserError for images other
-    than [N, H, W, 1], H and W >= 17.
+    The one channel is used three times. LPIPS was made for intensities in [-1, 1]; the released brain autoencoder was
+    trained with volumes in [0, 1] given as they are, which this function leaves to the caller: nothing is rescaled
+    here but for LPIPS's own shift and scale. Raises UserError for images other than [N, H, W, 1], H and W >= 17.
     """
     if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 1 or min(x.shape[1:3]) < MIN_SIDE:
         raise UserError(
@@ -168,13 +165,12 @@ def lpips_distance(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def lpips_2p5d(params: Params, x: jax.Array, y: jax.Array, key: jax.Array, ratio: float = 0.5) -> jax.Array:
-    """LPIPS of volumes by slices ("2.5D", as MONAI's PerceptualLoss): [B, D, H, W, 1] twice -> scalar
-    float32.
+    """LPIPS of volumes by slices ("2.5D", as MONAI's PerceptualLoss): [B, D, H, W, 1] twice -> scalar float32.
 
-    For each of the three axes, int(n * ratio) of each volume's n slices (at least one) are drawn without
-    replacement, the same in x and y; their distances are averaged over slices and batch, and the three
-    means added. Each volume draws its own slices, so a batch sharded over devices is not gathered. `ratio`
-    is static. Raises UserError unless 0 < ratio <= 1, and for volumes with a side below 17.
+    For each of the three axes, int(n * ratio) of each volume's n slices (at least one) are drawn without replacement,
+    the same in x and y; their distances are averaged over slices and batch, and the three means added. Each volume
+    draws its own slices, so a batch sharded over devices is not gathered. `ratio` is static. Raises UserError for
+    a ratio outside ]0, 1], and for volumes with a side below 17.
     """
     if not 0.0 < ratio <= 1.0:
         raise UserError(f"The share of slices that LPIPS looks at must lie in (0, 1], not {ratio}.")

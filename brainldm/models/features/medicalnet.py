@@ -1,12 +1,11 @@
-"""Features of 3D medical images: the Med3D residual networks (Chen et al. 2019, arXiv 1904.00625), depth 10
-and 50.
+"""Features of 3D medical images: the Med3D residual networks (Chen et al. 2019, arXiv 1904.00625), depth 10 and 50.
 
-Used twice: as a perceptual distance in the autoencoder's loss, and as the feature space of the Frechet
-distance. The networks are DILATED: stages 3 and 4 keep stride 1 and use dilation 2 and 4, so the output
-stride is 8, not 32. The weights come from a checkpoint that the user names. Batch normalisation is in its
-inference form and folded into the convolutions when loading. Pure functions on a tree of float32 arrays;
-convolutions run in the type of the volumes. On accelerators that shorten float32 products by default, wrap
-the call in `jax.default_matmul_precision("highest")` where figures are compared with published ones.
+Used twice: as a perceptual distance in the autoencoder's loss, and as the feature space of the Frechet distance. The
+networks are DILATED: stages 3 and 4 keep stride 1 and use dilation 2 and 4, so the output stride is 8, not 32. The
+weights come from a checkpoint that the user names. Batch normalisation is in its inference form and folded into the
+convolutions when loading. Pure functions on a tree of float32 arrays; convolutions run in the type of the volumes. On
+accelerators that shorten float32 products by default, wrap the call in `jax.default_matmul_precision("highest")` where
+figures are compared with published ones.
 """
 
 from collections.abc import Mapping
@@ -36,9 +35,9 @@ Params = dict[str, Any]
 def load_medicalnet(tensors: Mapping[str, np.ndarray]) -> tuple[Params, int]:
     """Parameters (float32) and depth (10 or 50) from the tensors of a Med3D checkpoint.
 
-    tensors: the state dict by name, with or without the `module.` prefix; the segmentation head and the
-    batch counters are left alone. Raises UserError for another depth or kind of shortcut, and for missing
-    tensors or tensors of the wrong shape, which it lists.
+    tensors: the state dict by name, with or without the `module.` prefix; the segmentation head and the batch counters
+    are left alone. Raises UserError for another depth or kind of shortcut, and for missing tensors or tensors of the
+    wrong shape, which it lists.
     """
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     depth = _depth(tensors)
@@ -153,8 +152,7 @@ def _convolve(x: jax.Array, params: Params, stride: int = 1, dilation: int = 1) 
 
 
 def _block(x: jax.Array, block: Params, stride: int, dilation: int) -> jax.Array:
-    """A residual block: 3-3 (basic) or 1-3-1 (bottleneck), stride and dilation in the 3 x 3 x 3
-    convolutions."""
+    """A residual block: 3-3 (basic) or 1-3-1 (bottleneck), stride and dilation in the 3 x 3 x 3 convolutions."""
     if "conv3" in block:
         y = jax.nn.relu(_convolve(x, block["conv1"]))
         y = jax.nn.relu(_convolve(y, block["conv2"], stride, dilation))
@@ -167,8 +165,7 @@ def _block(x: jax.Array, block: Params, stride: int, dilation: int) -> jax.Array
 
 
 def features(params: Params, x: jax.Array) -> jax.Array:
-    """The last feature map of volumes [B, D, H, W, 1]: [B, D/8, H/8, W/8, C], C = 512 (depth 10) or 2048
-    (50).
+    """The last feature map of volumes [B, D, H, W, 1]: [B, D/8, H/8, W/8, C], C = 512 (depth 10) or 2048 (50).
 
     Sizes that 8 does not divide are rounded up. The volumes are taken as they are; see `z_score`.
     """
@@ -196,10 +193,9 @@ def z_score(x: jax.Array, per_volume: bool, ddof: int) -> jax.Array:
 def perceptual_distance(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     """Distance of the features of volumes: [B, D, H, W, 1] twice -> [B] float32.
 
-    As MONAI's PerceptualLoss with MedicalNet, but on the dilated network that the weights were trained as:
-    z-score over the whole batch of each argument, last feature map divided by its length over the channels
-    (eps 1e-10), squared difference summed over channels, mean over positions. Convolutions run in the type
-    of x.
+    As MONAI's PerceptualLoss with MedicalNet, but on the dilated network that the weights were trained as: z-score
+    over the whole batch of each argument, last feature map divided by its length over the channels (eps 1e-10),
+    squared difference summed over channels, mean over positions. Convolutions run in the type of x.
     """
     first = unit_channels(features(params, z_score(x, per_volume=False, ddof=1).astype(x.dtype)))
     second = unit_channels(features(params, z_score(y, per_volume=False, ddof=1).astype(y.dtype)))
@@ -207,11 +203,10 @@ def perceptual_distance(params: Params, x: jax.Array, y: jax.Array) -> jax.Array
 
 
 def pooled_features(params: Params, x: jax.Array, normalise: bool = True) -> jax.Array:
-    """One feature vector a volume, for the Frechet distance: [B, D, H, W, 1] -> [B, C] float32, C = 512 or
-    2048.
+    """One feature vector a volume, for the Frechet distance: [B, D, H, W, 1] -> [B, C] float32, C = 512 or 2048.
 
-    The last feature map averaged over all positions. normalise: z-score each volume first, zeros included,
-    as in the evaluation of Pinaya et al. 2022; False takes the volumes as they are.
+    The last feature map averaged over all positions. normalise: z-score each volume first, zeros included, as in the
+    evaluation of Pinaya et al. 2022; False takes the volumes as they are.
     """
     if normalise:
         x = z_score(x, per_volume=True, ddof=0).astype(x.dtype)
