@@ -13,7 +13,7 @@ from pathlib import Path
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 
-LOCK = "brainldm.runtime.lock"
+LOCK = "brainldm.lock"
 
 
 @contextlib.contextmanager
