@@ -1,15 +1,21 @@
 """Autoencoder for a small set of real scans on the training grid (OASIS-1, skull-stripped, 18 to 90 years), at 4 mm.
 
-    brainldm train --config configs/oasis_autoencoder.py --workdir runs/oasis_ae --config.data.path=OASIS
+    brainldm train --config oasis_autoencoder --workdir runs/oasis_ae --config.data.path=OASIS
 
-1 mm volumes are averaged down to 4 mm. With a few dozen scans it shows that the road works on real data, not what the
-model can do. `brain_ml` of these scans is not normalised for head size.
+1 mm volumes are averaged down to 4 mm. With a few dozen scans it shows that training runs end to end on real data, not
+what the model can do. `brain_ml` of these scans is not normalised for head size.
+
+Expected figure: not measured.
+
+`:tiny` shrinks it to a few steps of a very small network, for tests.
 """
 
 from brainldm.training.config import autoencoder_config
+from brainldm.training.config_arg import parse_arg
 
 
-def get_config():
+def get_config(arg: str = ""):
+    arg = parse_arg(arg, tiny=False)
     config = autoencoder_config()
     config.covariates.ranges.age = (18.0, 90.0)
     config.covariates.ranges.ventricles_ml = (5.0, 75.0)
@@ -34,4 +40,9 @@ def get_config():
     config.num_steps = 300
     config.every.log = 20
     config.every.validate = config.every.images = config.every.checkpoint = 100
+    if arg.tiny:
+        config.model.channels = (4, 8, 8)
+        config.num_steps = 24
+        config.loss.adversarial_start = 16
+        config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 12
     return config

@@ -1,6 +1,6 @@
 """The paper's diffusion model on latents of 20x28x20x3, conditioned by concatenation and cross-attention.
 
-    brainldm train --config configs/paper_ldm.py --workdir runs/paper_ldm --config.data.path=UKB \\
+    brainldm train --config paper_ldm --workdir runs/paper_ldm --config.data.path=UKB \\
         --config.autoencoder=runs/paper_ae
 
 Known from the paper and the released model: the architecture (553,168,899 parameters), hybrid conditioning on sex, age,
@@ -15,22 +15,64 @@ scans as they are, encoded once (the public code encodes randomly changed scans 
 --config.latents.variants=4 --config.latents.sample=True and the changes of configs/paper_autoencoder.py), a
 moving average of the weights with decay 0.9999, gradient clipping at 1, bfloat16 computation.
 
+Expected figure: not measured (no run at full size yet). docs/scaling.md says what a step needs: 4.43 TFLOP a latent, by
+the compiler's count.
+
 `:tiny` keeps the recipe and shrinks networks and steps, for tests.
 """
 
 from brainldm.training.config import diffusion_config
+from brainldm.training.config_arg import parse_arg
 
 SCANS = 31_740
 
 
 def get_config(arg: str = ""):
-    config = diffusion_config()  # architecture, schedule and learning rate: the defaults are the paper's
+    arg = parse_arg(arg, tiny=False)
+    config = diffusion_config()
+
+    # Known: the paper and the released model.
+    config.data.spacing_mm = 1
+    config.covariates.names = ("sex", "age", "ventricles_ml", "brain_ml")
+    config.model.channels = (256, 512, 768)
+    config.model.num_res_blocks = 2
+    config.model.attention_levels = (False, True, True)
+    config.model.num_head_channels = (0, 512, 768)
+    config.model.norm_num_groups = 32
+    config.model.norm_eps = 1e-6
+    config.model.resblock_updown = True
+    config.model.transformer_num_layers = 1
+    config.model.concat = config.model.cross_attention = True
+    config.model.adaptive_norm = False
+    config.schedule.kind = "scaled_linear"
+    config.schedule.beta_start = 0.0015
+    config.schedule.beta_end = 0.0205
+    config.schedule.num_train_steps = 1000
+    config.loss.prediction = "epsilon"
+    config.sampling.num_steps = 50
+    config.sampling.eta = 0.0
+
+    # Inferred from the public code of 2023: optimizer, batch, epochs, loss.
+    config.optimizer.learning_rate = 2.5e-5
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.warmup_steps = 0
+    config.optimizer.decay = False
+    config.loss.min_snr_gamma = 0.0
+    config.loss.condition_dropout = 0.0
     config.batch_size = 4
     config.num_steps = 25 * SCANS // 4
-    config.data.validation_fraction = 0.0125
+    config.data.validation_fraction = 0.0125  # 500 of 40,000 in the public code
+
+    # Chosen here.
+    config.latent_scale = 0.0  # 1 / std of the posterior means of the training set
+    config.latents.variants = 1
+    config.latents.sample = False
+    config.optimizer.ema_decay = 0.9999
+    config.optimizer.gradient_clip = 1.0
+    config.model.dtype = "bfloat16"
     config.every.log = 100
     config.every.validate = config.every.images = config.every.checkpoint = 5_000
-    if arg == "tiny":
+    if arg.tiny:
         config.data.spacing_mm = 4
         config.data.validation_fraction = 0.2
         config.model.channels = (8, 16)

@@ -1,6 +1,6 @@
 """How the house is laid out, measured from its imports: rooms, arrows, circles, arrows up.
 
-    python launch/house.py            the table; exit code 1 when something is not as it should be
+    python launch/house.py [PACKAGE]      the table; exit code 1 when something is not as it should be
 
 A room is a folder or a file directly under brainldm/. An arrow goes from a room to each room that it imports. Arrows
 point down the list ROOMS; no room imports itself in a circle of files; no room holds more than a sixth of the lines.
@@ -42,9 +42,9 @@ LARGEST_SHARE = 1 / 6
 LONGEST_FILE = 400
 
 
-def main() -> int:
-    """Print the table and return the exit code."""
-    lines, imports = _read()
+def main(package: Path = PACKAGE) -> int:
+    """Print the table of the rooms of a package folder and return the exit code."""
+    lines, imports = _read(package)
     floor = {room: number for number, names in enumerate(ROOMS) for room in names}
     arrows = {(_room(a), _room(b)) for a, names in imports.items() for b in names if _room(a) != _room(b)}
     total = sum(lines.values())
@@ -72,9 +72,9 @@ def main() -> int:
     return int(any(faults.values()))
 
 
-def _read() -> tuple[dict[str, int], dict[str, set[str]]]:
-    """Lines and imports of every module, by its dotted name below brainldm."""
-    paths = {_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+def _read(package: Path) -> tuple[dict[str, int], dict[str, set[str]]]:
+    """Lines and imports of every module, by its dotted name below the package."""
+    paths = {_name(path.relative_to(package)): path for path in sorted(package.rglob("*.py"))}
     lines, imports = {}, {}
     for name, path in paths.items():
         text = path.read_text()
@@ -84,7 +84,7 @@ def _read() -> tuple[dict[str, int], dict[str, set[str]]]:
 
 
 def _name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
@@ -151,4 +151,4 @@ def _groups(graph: dict[str, set[str]]) -> list[set[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# All tests, from a bare Python >= 3.11: installs what is needed, then runs pytest in the checkout.
+# All tests, from a bare Python >= 3.11: installs what is needed, then runs pytest in the checkout, on two cores.
 #
-#   launch/test.sh [PYTEST ARGUMENTS]        for example: launch/test.sh tests/models -x
+#   launch/test.sh [PYTEST ARGUMENTS]        for example: launch/test.sh -m "not slow", launch/test.sh tests/models -x
+#
+# Without arguments it also measures which lines of brainldm/ the tests reach, those of started processes included, and
+# fails when that is less than it was.
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+coverage=80 # percent of the lines, rounded down
+
 install dev
 cd "$root"
-exec "$venv/bin/python" -m pytest "$@"
+if [[ $# -eq 0 ]]; then
+    set -- --cov --cov-report=term:skip-covered --cov-fail-under="$coverage"
+fi
+exec "$venv/bin/python" -m pytest -n 2 --durations=25 "$@"

@@ -1,8 +1,10 @@
 """Fixtures shared by all tests."""
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -46,10 +48,58 @@ def shared() -> Path:
 def demo_run(tmp_path_factory) -> Path:
     """The folder of `brainldm demo --tiny`: a dataset, both trained stages, a model, a generated dataset, a report.
 
-    Made once; tests read it, and copy what they change.
+    Made once, by whichever process of the run comes first; tests read it, and copy what they change.
     """
     from brainldm.commands import demo
 
-    out = tmp_path_factory.mktemp("demo") / "out"
-    demo.demo(out, demo.TINY)
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent  # which all workers share
+    out, made = session / "demo/out", session / "demo/made"
+    out.parent.mkdir(exist_ok=True)
+    with (session / "demo/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when a worker dies
+        if not made.exists():
+            shutil.rmtree(out, ignore_errors=True)
+            demo.demo(out, demo.TINY)
+            made.touch()
     return out
+
+
+SLOW_FIXTURES = {"demo_run", "start"}
+"""Session fixtures that take long themselves, or start processes that do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what is slow by its fixtures, and brings tests into the order in which two workers finish soonest.
+
+    A worker takes a file at a time, or several that say that they are one group. First comes one file that needs the
+    demo's run, so that one worker makes it while the other goes on with the rest; then named groups, then files with
+    slow tests, then the others, and at the end what else needs the demo's run.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    named = set()
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
+        group = item.get_closest_marker("xdist_group")
+        if group is None:
+            name = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(name))
+        else:
+            name = group.kwargs.get("name") or group.args[0]
+            named.add(name)
+        groups.setdefault(name, []).append(item)
+
+    def rank(name: str) -> int:
+        if any("demo_run" in item.fixturenames for item in groups[name]):
+            return 3
+        if name in named:
+            return 0
+        return 1 if any(item.get_closest_marker("slow") for item in groups[name]) else 2
+
+    order = sorted(groups, key=rank)
+    with_demo = [name for name in order if rank(name) == 3]
+    order = with_demo[:1] + [name for name in order if name not in with_demo[:1]]
+    items[:] = [item for name in order for item in groups[name]]

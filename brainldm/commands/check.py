@@ -15,13 +15,13 @@ from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
 
 if TYPE_CHECKING:
-    from brainldm.fingerprint.collect import Fingerprint
-    from brainldm.fingerprint.inspection import Options
+    from brainldm.fingerprint.options import CheckOptions
+    from brainldm.fingerprint.record import Fingerprint
 
 
 def check(
     source: str | Path,
-    options: Options,
+    options: CheckOptions,
     *,
     table: str | None = None,
     pattern: str | None = None,
@@ -30,7 +30,8 @@ def check(
 ) -> Fingerprint:
     """The fingerprint of `source`, with progress on standard error; `page` names the HTML file to write.
 
-    `config` is a training config FILE.py[:arg]; its conditions, spacing, scaling and sizes replace those of `options`.
+    `config` is a training config, FILE.py[:arg] or the name of a packaged one; its conditions, spacing, scaling and
+    sizes replace those of `options`.
     Raises UserError when there is no source, nothing in it that could be a scan, or `page` cannot be written.
     """
     from brainldm.fingerprint.collect import collect
@@ -62,26 +63,29 @@ def require_usable(found: Fingerprint) -> None:
     )
 
 
-def with_config(options: Options, path: str) -> Options:
-    """`options` with what the training config at `path` says. Raises UserError when it cannot be read."""
-    from brainldm.fingerprint.data_costs import Plan
-    from brainldm.training.config import covariates_of
-    from brainldm.training.flags import parse
+def with_config(options: CheckOptions, source: str) -> CheckOptions:
+    """`options` with what the training config `source` says, a file or the name of a packaged one.
 
-    config = parse(["--config", path, "--workdir", "."])[0]
-    plan = Plan(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
+    Raises UserError when it cannot be read.
+    """
+    from brainldm.fingerprint.data_costs import DataSizes
+    from brainldm.training.config import covariates_of
+    from brainldm.training.flags import load_config
+
+    config = load_config(source)
+    sizes = DataSizes(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
     if config.stage == "autoencoder":
         levels = len(config.model.channels)
-        plan = dataclasses.replace(plan, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
+        sizes = dataclasses.replace(sizes, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
     latents = config.get("latents", None)
     if latents is not None and latents.get("variants", 0):
-        plan = dataclasses.replace(plan, variants=latents.variants)
+        sizes = dataclasses.replace(sizes, variants=latents.variants)
     return dataclasses.replace(
         options,
         covariates=covariates_of(config),
         spacing_mm=config.data.spacing_mm,
         scaling=config.data.scaling,
-        plan=plan,
+        sizes=sizes,
     )
 
 
@@ -116,13 +120,17 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "check",
         run,
         "take the fingerprint of a dataset, with the list of what would be rejected",
-        "brainldm check ./prepared --config configs/paper_autoencoder.py --html check.html\n\n"
+        "brainldm check ./prepared --config paper_autoencoder --html check.html\n\n"
         "Rejected scans are part of the report: the exit code is 0 as long as one scan is usable, else 2.",
     )
     parser.add_argument("data", metavar="DATA", help="BIDS or prepared dataset, folder of images, text list, or table")
     parser.add_argument("--table", metavar="FILE", help="table with the conditions, where DATA holds none")
     parser.add_argument("--pattern", metavar="GLOB", help="which files of a folder are scans")
-    parser.add_argument("--config", metavar="FILE.py", help="training config whose conditions and grid are wanted")
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="training config, a file or a name, whose conditions are wanted",
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="scans read in full (default: all, at most 200)")
     parser.add_argument(
         "--full", action="store_true", help="read every scan, compare files with their sidecars' hashes"
@@ -133,12 +141,12 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from brainldm.fingerprint.inspection import Options
+    from brainldm.fingerprint.options import CheckOptions
     from brainldm.fingerprint.text import lines
 
     found = check(
         options.data,
-        Options(sample=options.sample, full=options.full, workers=options.workers),
+        CheckOptions(sample=options.sample, full=options.full, workers=options.workers),
         table=options.table,
         pattern=options.pattern,
         config=options.config,

@@ -42,13 +42,14 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
     Brains are drawn with the conditions of people that no network has seen. Raises UserError when `out` holds
     something.
     """
-    from brainldm.commands.train import train as run_training
     from brainldm.evaluation.report import evaluate
     from brainldm.generation.dataset import Settings, generate, read_conditions
     from brainldm.generation.illustrations import illustrate
+    from brainldm.parallel import devices
     from brainldm.population.population import write_population
-    from brainldm.training.config import config_file
+    from brainldm.training import loop
     from brainldm.training.export import export
+    from brainldm.training.flags import load_config
     from brainldm.weights.model_folder import load_model
 
     out = require_new_folder(out)
@@ -68,28 +69,13 @@ def demo(out: str | Path, size: Size = FULL) -> dict[str, Any]:
                 workers=min(os.cpu_count() or 1, 8),
                 progress=lambda done, total, progress=progress: progress(done),
             )
-    data = f"--config.data.path={out / 'population'}"
+    devices.refuse_silent_cpu()
+    data = {"data.path": str(out / "population")}
     step(2, "Training the autoencoder")
-    run_training(
-        [
-            "--config",
-            f"{config_file('demo_autoencoder')}{size.variant}",
-            "--workdir",
-            str(out / "autoencoder"),
-            data,
-        ]
-    )
+    loop.train(load_config(f"demo_autoencoder{size.variant}", data), out / "autoencoder")
     step(3, "Training the diffusion model on its latents")
-    run_training(
-        [
-            "--config",
-            f"{config_file('demo_ldm')}{size.variant}",
-            "--workdir",
-            str(out / "diffusion"),
-            data,
-            f"--config.autoencoder={out / 'autoencoder'}",
-        ]
-    )
+    data["autoencoder"] = str(out / "autoencoder")
+    loop.train(load_config(f"demo_ldm{size.variant}", data), out / "diffusion")
     step(4, "Generating brains with the conditions of people it has not seen")
     export(out / "autoencoder", out / "diffusion", out / "model")
     model = load_model(out / "model")

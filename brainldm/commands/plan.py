@@ -12,12 +12,10 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "plan",
         run,
         "compile a run for machines that are not here: memory, operations, collectives, time, and what to change",
-        "brainldm plan --config configs/paper_autoencoder.py --topology v5e:2x4 --config.mesh.space=4\n"
-        "         brainldm plan --config configs/paper_ldm.py --devices 8 --chip h200 --json",
+        "brainldm plan --config paper_autoencoder --topology v5e:2x4 --config.mesh.space=4\n"
+        "         brainldm plan --config paper_ldm --devices 8 --chip h200 --json",
     )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:arg]", help="as for train, with --config.key=value ..."
-    )
+    parser.add_argument("--config", required=True, metavar="CONFIG", help="as for train, with --config.key=value ...")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--topology", metavar="NAME", help="slice of TPUs, as v5e:2x4 or v5p:4x4x4 (needs libtpu)")
     target.add_argument("--devices", type=int, metavar="N", help="N virtual devices of this machine's CPU")
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.planning.plan import make_plan
     from brainldm.planning.report import report
     from brainldm.runtime.errors import UserError
-    from brainldm.training.flags import parse
+    from brainldm.training.flags import load_config
     from brainldm.training.stages import stage_class
 
     if not 0 < options.utilisation <= 1:
@@ -50,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--chip goes with --devices: a topology names its chip.")
     target = parse_topology(options.topology) if options.topology else options.devices
     chip = target.chip if options.topology else find_chip(options.chip) if options.chip else None
-    config, *_ = parse(["--config", options.config, "--workdir=plan", *options.rest])
+    config = load_config(options.config, options.rest)
     known = stage_class(config).program_names
     programs = tuple(options.programs.split(",")) if options.programs else known
     unknown = [name for name in programs if name not in known]

@@ -57,7 +57,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from brainldm.preparation.run import parse_shard, prepare
-    from brainldm.preparation.scan import Options
+    from brainldm.preparation.scan import PrepareOptions
     from brainldm.runtime.console import Progress, log
 
     counter: list[Progress] = []
@@ -67,12 +67,12 @@ def run(options: argparse.Namespace) -> None:
             counter.append(bars.enter_context(Progress("prepare", total, done)))
         counter[0](done, f"{excluded} excluded" if excluded else "")
 
-    names = [field.name for field in dataclasses.fields(Options)]
+    names = [field.name for field in dataclasses.fields(PrepareOptions)]
     with contextlib.ExitStack() as bars:
         summary = prepare(
             options.source,
             options.out,
-            Options(**{name: getattr(options, name) for name in names}),
+            PrepareOptions(**{name: getattr(options, name) for name in names}),
             table=options.table,
             pattern=options.pattern,
             workers=options.workers,

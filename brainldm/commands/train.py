@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
+    from brainldm.training.config_files import packaged_configs
+
     add_command(
         "train",
         lambda options: train(options.rest),
         "train the autoencoder or the diffusion model, as its config says",
-        "brainldm train --config configs/demo_autoencoder.py --workdir runs/ae --config.data.path=./people\n"
-        "flags: --config FILE.py[:arg] (or the name of a packaged config), --workdir DIR, --config.key=value ...,\n"
+        "brainldm train --config demo_autoencoder --workdir runs/ae --config.data.path=./people\n"
+        f"flags: --config FILE.py[:arg] or the name of a packaged config ({', '.join(packaged_configs())}),\n"
+        "--workdir DIR, --config.key=value ...,\n"
         "for one of several processes that train together --distributed, with --coordinator HOST:PORT\n"
         "--num-processes N --process-id I where no launcher (SLURM, Kubernetes, Cloud TPU VM) says which it is",
     ).set_defaults(takes_config=True)
@@ -24,16 +27,17 @@ def train(arguments: Sequence[str]) -> None:
     """Parse and train. With --distributed the training runs in a process of its own, which this one looks after."""
     from brainldm.parallel.launch import launch_of
     from brainldm.runtime.supervisor import supervise, supervised
-    from brainldm.training.flags import parse
+    from brainldm.training.flags import parse, process_flags
 
-    config, workdir, place = parse(arguments)
-    launch = None if place is None else launch_of(**place)
+    flags = process_flags(arguments)
+    launch = None if flags is None else launch_of(**flags)
     if launch is not None and not supervised():
         code = supervise([sys.executable, "-m", "brainldm", "train", *arguments])
         if code:
             sys.exit(code)
         return
-    # Only now: the process that looks after another one needs no JAX.
+    config, workdir = parse(arguments)
+    # Only now: the process that looks after another one needs neither the config nor JAX.
     from brainldm.parallel import devices, distributed
     from brainldm.training import loop
 

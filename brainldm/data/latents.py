@@ -2,11 +2,11 @@
 
 A folder holds `index.json` (what every latent depends on: the autoencoder's weights, the grid, the variants) and
 shards of a few scans each: `NAME_mean.npy` and `NAME_std.npy`, float32 [scans, variants, d, h, w, C], and `NAME.json`
-with the scans, a mark of each image, the sums that the latent scale needs and the checksums of the arrays. A shard's
+with the scans, a content id of each image, the sums that the latent scale needs and the checksums of the arrays. The
 json is written last, so a shard is there whole or not at all, and any process may write shards beside the others.
 
 float32, not float16: what is trained on is what was encoded, at 134 kB a scan for the paper's latents. Rows are read
-from the files as they are drawn; nothing but the page cache of the system holds them, so memory does not grow with
+from the files as they are sampled; nothing but the page cache of the system holds them, so memory does not grow with
 the dataset, and no file stays open.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from brainldm.data.pipeline import read_ahead
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_atomically, write_json
@@ -34,19 +34,19 @@ INDEX = "index.json"
 SHARD_SCANS = 64
 """Scans in a shard: what an interrupted encoding has to do again at most."""
 
-_MARK_BYTES = 65536
+_CONTENT_BYTES = 65536
 _KINDS = ("mean", "std")
 _THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scan:
-    """Where the latents of a scan lie, and what is known of it."""
+class _Entry:
+    """Where the latents of a scan lie, and what is known of it; `content_id` is that of its image."""
 
     shard: str
     row: int
     offsets: dict[str, int]
-    mark: str
+    content_id: str
     total: float
     total_squares: float
 
@@ -64,7 +64,7 @@ class LatentCache:
         self.shape = tuple(identity["latent_shape"])
         self.variants = int(identity["variants"])
         self._bytes = 4 * math.prod(self.shape)
-        self._scans: dict[str, _Scan] = {}
+        self._entries: dict[str, _Entry] = {}
         self._damaged: list[Path] = []
         if (self.folder / INDEX).exists():
             self._check_identity(read_json(self.folder / INDEX))
@@ -78,10 +78,10 @@ class LatentCache:
             )
 
     def __contains__(self, name: str) -> bool:
-        return name in self._scans
+        return name in self._entries
 
     def __len__(self) -> int:
-        return len(self._scans)
+        return len(self._entries)
 
     def _check_identity(self, found: dict[str, Any]) -> None:
         wanted = self.identity
@@ -102,48 +102,48 @@ class LatentCache:
                 if hashlib.sha256(content).hexdigest() != shard["files"][kind]["sha256"]:
                     raise ValueError("checksum")
             offsets = {kind: int(shard["files"][kind]["offset"]) for kind in _KINDS}
-            scans = {
-                scan["name"]: _Scan(path.stem, row, offsets, scan["image"], scan["sum"], scan["sum_squares"])
-                for row, scan in enumerate(shard["scans"])
+            entries = {
+                entry["name"]: _Entry(path.stem, row, offsets, entry["image"], entry["sum"], entry["sum_squares"])
+                for row, entry in enumerate(shard["scans"])
             }
         except (UserError, OSError, ValueError, KeyError, TypeError):
             self._damaged.append(path)
             return
-        self._scans.update(scans)
+        self._entries.update(entries)
 
     def _file(self, shard: str, kind: str) -> Path:
         return self.folder / f"{shard}_{kind}.npy"
 
-    def missing(self, records: Iterable[Record]) -> list[Record]:
-        """The records that are not encoded yet.
+    def missing(self, scans: Iterable[Scan]) -> list[Scan]:
+        """The scans that are not encoded yet.
 
         Raises UserError when the image of an encoded one is there and is not the one that was encoded. Images that
-        are gone are not missed: the latents are all that training needs.
+        are missing do no harm: the latents are all that training needs.
         """
-        records = list(records)
-        encoded = [record for record in records if record.name in self]
+        scans = list(scans)
+        encoded = [scan for scan in scans if scan.name in self]
         with ThreadPoolExecutor(_THREADS) as pool:
-            marks = list(pool.map(lambda record: image_mark(record.path), encoded))
+            ids = list(pool.map(lambda scan: content_id(scan.path), encoded))
         changed = [
-            record
-            for record, mark in zip(encoded, marks, strict=True)
-            if mark is not None and mark != self._scans[record.name].mark
+            scan
+            for scan, found in zip(encoded, ids, strict=True)
+            if found is not None and found != self._entries[scan.name].content_id
         ]
         if changed:
             raise UserError(
                 f"{self.folder}: {len(changed)} images are not those that were encoded, first {changed[0].path}. "
                 "Give another folder by config.latents.path, or remove this one to have the scans encoded again."
             )
-        return [record for record in records if record.name not in self]
+        return [scan for scan in scans if scan.name not in self]
 
     def read(self, name: str, variant: int = 0, kind: str = "mean") -> np.ndarray:
         """The posterior "mean" or "std" of a variant of a scan, float32 [d, h, w, C]; variant 0 is the scan as it is.
 
-        Raises UserError when the file is gone or has become too short.
+        Raises UserError when the file is missing or has become too short.
         """
-        scan = self._scans[name]
-        path = self._file(scan.shard, kind)
-        start = scan.offsets[kind] + (scan.row * self.variants + variant) * self._bytes
+        entry = self._entries[name]
+        path = self._file(entry.shard, kind)
+        start = entry.offsets[kind] + (entry.row * self.variants + variant) * self._bytes
         try:
             values = np.fromfile(path, "<f4", self._bytes // 4, offset=start)
         except OSError as error:
@@ -153,40 +153,40 @@ class LatentCache:
         return values.reshape(self.shape)
 
     def content_ids(self, names: Iterable[str]) -> list[str | None]:
-        """What told the images of these scans from others when they were encoded (see `image_mark`)."""
-        return [self._scans[name].mark for name in names]
+        """What told the images of these scans from others when they were encoded (see `content_id`)."""
+        return [self._entries[name].content_id for name in names]
 
     def std(self, names: Sequence[str]) -> float:
         """Standard deviation over all values of the means (variant 0) of these scans, without reading them."""
         count = len(names) * math.prod(self.shape)
-        mean = math.fsum(self._scans[name].total for name in names) / count
-        return math.sqrt(math.fsum(self._scans[name].total_squares for name in names) / count - mean**2)
+        mean = math.fsum(self._entries[name].total for name in names) / count
+        return math.sqrt(math.fsum(self._entries[name].total_squares for name in names) / count - mean**2)
 
     def encode_missing(
         self,
-        records: Sequence[Record],
-        load: Callable[[Record], np.ndarray],
+        scans: Sequence[Scan],
+        load: Callable[[Scan], np.ndarray],
         encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
         *,
         batch_size: int,
         threads: int = 2,
         vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
         seed: int = 0,
-        share: tuple[int, int] = (0, 1),
+        process_shard: tuple[int, int] = (0, 1),
         process_index: int = 0,
         process_count: int = 1,
         shard_scans: int = SHARD_SCANS,
     ) -> None:
-        """Encode `records` (of `missing`) into new shards.
+        """Encode `scans` (of `missing`) into new shards.
 
-        `load(record)` gives the image [D, H, W]; `encode(images [batch_size, D, H, W, 1])` the mean and the standard
+        `load(scan)` gives the image [D, H, W]; `encode(images [batch_size, D, H, W, 1])` the mean and the standard
         deviation, [batch_size, d, h, w, C] each; `vary(image, rng)` makes the further variants, its generator
         depending on the seed, the scan's name and the variant alone. Threads read ahead.
 
-        Several processes work in step: each reads its `share` (number, of how many) of the rows of every batch and
-        gives these to `encode`, which returns the whole batch to all; each writes every `process_count`-th shard.
+        Several processes work in step: each reads its `process_shard` (number, of how many) of the rows of every batch
+        and gives these to `encode`, which returns the whole batch to all; each writes every `process_count`-th shard.
         """
-        shards = [list(records[i : i + shard_scans]) for i in range(0, len(records), shard_scans)]
+        shards = [list(scans[i : i + shard_scans]) for i in range(0, len(scans), shard_scans)]
         self.folder.mkdir(parents=True, exist_ok=True)
         if process_index == 0:
             if not (self.folder / INDEX).exists():
@@ -194,14 +194,14 @@ class LatentCache:
             for path in self._damaged:
                 path.unlink(missing_ok=True)
         self._damaged.clear()
-        items = [(record, variant) for shard in shards for record in shard for variant in range(self.variants)]
+        items = [(scan, variant) for shard in shards for scan in shard for variant in range(self.variants)]
 
-        def image(item: tuple[Record, int]) -> np.ndarray:
-            record, variant = item
-            plain = load(record)
-            return vary(plain, variant_rng(seed, record.name, variant)) if variant else plain
+        def image(item: tuple[Scan, int]) -> np.ndarray:
+            scan, variant = item
+            plain = load(scan)
+            return vary(plain, variant_rng(seed, scan.name, variant)) if variant else plain
 
-        number, parts = share
+        number, parts = process_shard
         own = range(number * batch_size // parts, (number + 1) * batch_size // parts)
         starts = range(0, len(items), batch_size)
         # The last item fills up the last batch.
@@ -224,9 +224,9 @@ class LatentCache:
                 done += real
                 progress(done)
 
-    def _write(self, records: Sequence[Record], latents: dict[str, np.ndarray], own: bool) -> None:
+    def _write(self, scans: Sequence[Scan], latents: dict[str, np.ndarray], own: bool) -> None:
         """Write a shard, arrays first, then the json that makes it count. Not `own`: another process does that."""
-        names = [record.name for record in records]
+        names = [scan.name for scan in scans]
         values = _per_scan(latents["mean"], len(names))
         bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value).all()]
         if bad:
@@ -243,15 +243,17 @@ class LatentCache:
             files[kind] = {"sha256": hashlib.sha256(content).hexdigest(), "offset": len(content) - array.nbytes}
         plain = values[:, 0].astype(np.float64)
         axes = tuple(range(1, plain.ndim))
-        scans = [
-            {"name": record.name, "image": image_mark(record.path), "sum": float(total), "sum_squares": float(squares)}
-            for record, total, squares in zip(records, plain.sum(axes), np.square(plain).sum(axes), strict=True)
+        entries = [
+            {"name": scan.name, "image": content_id(scan.path), "sum": float(total), "sum_squares": float(squares)}
+            for scan, total, squares in zip(scans, plain.sum(axes), np.square(plain).sum(axes), strict=True)
         ]
         if own:
-            write_json(self.folder / f"{stem}.json", {"scans": scans, "files": files})
-        offsets = {kind: entry["offset"] for kind, entry in files.items()}
-        for row, scan in enumerate(scans):
-            self._scans[scan["name"]] = _Scan(stem, row, offsets, scan["image"], scan["sum"], scan["sum_squares"])
+            write_json(self.folder / f"{stem}.json", {"scans": entries, "files": files})
+        offsets = {kind: file["offset"] for kind, file in files.items()}
+        for row, entry in enumerate(entries):
+            self._entries[entry["name"]] = _Entry(
+                stem, row, offsets, entry["image"], entry["sum"], entry["sum_squares"]
+            )
 
 
 def _per_scan(array: np.ndarray, scans: int) -> np.ndarray:
@@ -265,7 +267,7 @@ def variant_rng(seed: int, name: str, variant: int) -> np.random.Generator:
     return np.random.default_rng([seed, word, variant])
 
 
-def image_mark(path: Path | None) -> str | None:
+def content_id(path: Path | None) -> str | None:
     """What tells an image file from another: its size and a hash of 64 KiB from its middle and of its last bytes.
 
     Uncompressed volumes of one grid have one size, so the size alone would tell nothing. None without a file.
@@ -276,9 +278,9 @@ def image_mark(path: Path | None) -> str | None:
         with open(path, "rb") as file:
             size = file.seek(0, io.SEEK_END)
             digest = hashlib.sha256()
-            for start in (max(0, (size - _MARK_BYTES) // 2), max(0, size - 64)):
+            for start in (max(0, (size - _CONTENT_BYTES) // 2), max(0, size - 64)):
                 file.seek(start)
-                digest.update(file.read(_MARK_BYTES))
+                digest.update(file.read(_CONTENT_BYTES))
     except OSError:
         return None
     return f"{size}-{digest.hexdigest()[:16]}"
@@ -298,9 +300,9 @@ class CachedLatents:
 
 
 class SampledLatents:
-    """A source of elements without latents, and `draw`, the transform for `batches` that gives each a random one.
+    """A source of elements without latents, and `sample`, the transform for `batches` that gives each a random one.
 
-    A draw takes one of the variants of the scan with equal chances and, with `sample`, the posterior's mean plus
+    It takes one of the variants of the scan with equal chances and, with `sample`, the posterior's mean plus
     its standard deviation times normal noise instead of the mean.
     """
 
@@ -312,12 +314,12 @@ class SampledLatents:
         return len(self._names)
 
     def __repr__(self) -> str:
-        return f"SampledLatents({len(self)} records)"
+        return f"SampledLatents({len(self)} scans)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"condition": self.conditions[index], "index": np.int32(index)}
 
-    def draw(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def sample(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """`element` with a "latent", float32 [d, h, w, C]."""
         name = self._names[int(element["index"])]
         variant = int(rng.integers(self._cache.variants))

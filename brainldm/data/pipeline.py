@@ -1,4 +1,4 @@
-"""From records to batches with grain: batch k depends on (seed, k) alone.
+"""From scans to batches with grain: batch k depends on (seed, k) alone.
 
 Threads read ahead, not processes: reading, unpacking and resampling run outside Python's lock, and processes beside
 JAX would each take memory of the accelerator.
@@ -17,7 +17,7 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import Grid
 from brainldm.volumes.on_grid import read_on_grid
@@ -25,8 +25,8 @@ from brainldm.volumes.on_grid import read_on_grid
 SCALINGS = ("minmax", "none")
 
 
-def load_image(record: Record, grid: Grid, scaling: str = "minmax", cache_dir: str | Path = "") -> np.ndarray:
-    """The image of `record` on `grid`, float32 [D, H, W] in [0, 1].
+def load_image(scan: Scan, grid: Grid, scaling: str = "minmax", cache_dir: str | Path = "") -> np.ndarray:
+    """The image of `scan` on `grid`, float32 [D, H, W] in [0, 1].
 
     A volume on a finer training grid is averaged over blocks. `scaling` "minmax" maps the volume's own minimum
     and maximum to 0 and 1 (what the paper's data had); "none" takes values that lie in [0, 1] already.
@@ -35,7 +35,7 @@ def load_image(record: Record, grid: Grid, scaling: str = "minmax", cache_dir: s
     """
     if scaling not in SCALINGS:
         raise UserError(f"config.data.scaling is {scaling!r}; it can be {' or '.join(SCALINGS)}.")
-    data = read_on_grid(record.path, grid, cache_dir)
+    data = read_on_grid(scan.path, grid, cache_dir)
     low, high = float(data.min()), float(data.max())
     if scaling == "minmax":
         image = np.subtract(data, low, dtype=np.float32, order="C")
@@ -43,14 +43,14 @@ def load_image(record: Record, grid: Grid, scaling: str = "minmax", cache_dir: s
         return image
     if low < -1e-3 or high > 1 + 1e-3:
         raise UserError(
-            f"{record.path}: intensities run from {low:g} to {high:g}, and config.data.scaling 'none' wants them in "
+            f"{scan.path}: intensities run from {low:g} to {high:g}, and config.data.scaling 'none' wants them in "
             "[0, 1]. Set it to 'minmax'."
         )
     return np.ascontiguousarray(np.clip(data, 0, 1), np.float32)
 
 
 class VolumeSource:
-    """Random access to records as {"image" [D, H, W, 1], "condition" [C], "index"}, kept in memory while they fit.
+    """Random access to scans as {"image" [D, H, W, 1], "condition" [C], "index"}, kept in memory while they fit.
 
     `cache_gib` bounds what is kept, `cache_dir` holds unpacked copies of compressed files; the elements depend on
     neither.
@@ -58,24 +58,24 @@ class VolumeSource:
 
     def __init__(
         self,
-        records: Sequence[Record],
+        scans: Sequence[Scan],
         conditions: np.ndarray,
         grid: Grid,
         scaling: str,
         cache_gib: float,
         cache_dir: str | Path = "",
     ):
-        self.records, self.conditions = list(records), np.asarray(conditions, np.float32)
+        self.scans, self.conditions = list(scans), np.asarray(conditions, np.float32)
         self._grid, self._scaling, self._cache_dir = grid, scaling, cache_dir
         self._cache: dict[int, np.ndarray] = {}
         self._capacity = int(cache_gib * 2**30 / (4 * math.prod(grid.shape)))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.scans)
 
     def __repr__(self) -> str:
-        return f"VolumeSource({len(self)} records)"
+        return f"VolumeSource({len(self)} scans)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
@@ -85,10 +85,10 @@ class VolumeSource:
         }
 
     def image(self, index: int) -> np.ndarray:
-        """The image of a record, [D, H, W]; not to be written to."""
+        """The image of a scan, [D, H, W]; not to be written to."""
         image = self._cache.get(index)
         if image is None:
-            image = load_image(self.records[index], self._grid, self._scaling, self._cache_dir)
+            image = load_image(self.scans[index], self._grid, self._scaling, self._cache_dir)
             with self._lock:
                 if len(self._cache) < self._capacity:
                     self._cache[index] = image
@@ -104,7 +104,7 @@ class VolumeSource:
         """How many compressed files are unpacked again whenever they are drawn."""
         if self._cache_dir:
             return 0
-        compressed = sum(record.path.name.endswith(".gz") for record in self.records)
+        compressed = sum(scan.path.name.endswith(".gz") for scan in self.scans)
         return max(0, compressed - self._capacity)
 
     def preload(self, threads: int = 1, progress: Callable[[int], None] = lambda done: None) -> None:
@@ -127,7 +127,7 @@ class LatentSource:
         return len(self.latents)
 
     def __repr__(self) -> str:
-        return f"LatentSource({len(self)} records)"
+        return f"LatentSource({len(self)} scans)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,79 +13,26 @@ import pandas as pd
 
 from brainldm.datasets.columns import STANDARD
 from brainldm.datasets.covariates import BRAIN, VENTRICLES, Covariates, is_missing
+from brainldm.datasets.scans import (
+    Dataset,
+    Excluded,
+    Scan,
+    inside,
+    is_participant_id,
+    is_session_id,
+    is_t1w_name,
+    scan_name,
+)
 from brainldm.datasets.tables import Table, read_table
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically, write_json
 
 BIDS_VERSION = "1.10.0"
-_PARTICIPANT = re.compile(r"sub-[0-9A-Za-z+]{1,64}")
-_SESSION = re.compile(r"ses-[0-9A-Za-z+]{1,64}")
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One scan: whose it is, where it lies, its conditions in physical units, and the `split` that the table gives it
-    (train, validation or test; None where it has none)."""
-
-    participant_id: str
-    session_id: str | None
-    path: Path | None
-    covariates: dict[str, float | str]
-    split: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`sub-X` or `sub-X_ses-Y`."""
-        return scan_name(self.participant_id, self.session_id)
-
-
-@dataclasses.dataclass(frozen=True)
-class Excluded:
-    """A scan that is left out: its name (as far as it has one), its file, the stage that found out, and why."""
-
-    name: str
-    path: Path | None
-    stage: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset(Sequence):
-    """The records of a dataset, in the order of their names (a sequence of them), and what was left out."""
-
-    records: tuple[Record, ...]
-    excluded: tuple[Excluded, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
-
-
-def scan_name(participant_id: str, session_id: str | None) -> str:
-    """`sub-X` or `sub-X_ses-Y`."""
-    return participant_id + (f"_{session_id}" if session_id else "")
-
-
-def is_participant_id(text: str) -> bool:
-    """Whether `text` is sub- and a BIDS label, which cannot lead out of a folder."""
-    return bool(_PARTICIPANT.fullmatch(text))
-
-
-def is_session_id(text: str) -> bool:
-    """Whether `text` is ses- and a BIDS label."""
-    return bool(_SESSION.fullmatch(text))
-
-
-def inside(root: str | Path, path: str | Path) -> bool:
-    """Whether `path`, with every symbolic link followed, lies under `root`."""
-    return Path(path).resolve().is_relative_to(Path(root).resolve())
 
 
 def image_path(root: Path, participant_id: str, space: str | None = None) -> Path:
@@ -134,15 +79,15 @@ def read_dataset(
 
     A row of participants.tsv is a scan; with a session_id column a participant may have several. A row with a missing
     or odd value, a bad id, a second row of one name, or without exactly one image inside the dataset cannot be used:
-    such rows are left out and listed when their share is at most `max_excluded`. Without `need_images` a record
+    such rows are left out and listed when their fraction is at most `max_excluded`. Without `need_images` a scan
     whose image is not there stays, with the path None.
-    Raises UserError for a table that cannot be understood, and for a larger share of unusable rows.
+    Raises UserError for a table that cannot be understood, and for a larger fraction of unusable rows.
     """
     root = Path(root)
     table = _read_participants(root, covariates.names, (*covariates.names, "participant_id", "session_id", "split"))
     _require_values(table, covariates)
     names = Counter(scan_name(row["participant_id"], _session(row)) for row in table.rows)
-    records, excluded = [], []
+    scans, excluded = [], []
     for number, row in enumerate(table.rows):
         participant, session = row["participant_id"], _session(row)
         where = f"{table.path}, {participant}{' ' + session if session else ''}"
@@ -158,20 +103,20 @@ def read_dataset(
             if number in table.problems:
                 raise UserError(f"{where}: {table.problems[number]}. Correct it, or leave this participant out.")
             image = _find_image(root, participant, session, need_images)
-            records.append(Record(participant, session, image, conditions, split_of(row)))
+            scans.append(Scan(participant, session, image, conditions, split=split_of(row)))
         except UserError as error:
             excluded.append(Excluded(scan_name(participant, session), None, "table", str(error)))
-    if len(excluded) > max_excluded * len(table.rows) or not records:
+    if len(excluded) > max_excluded * len(table.rows) or not scans:
         reasons = list(dict.fromkeys(entry.reason for entry in excluded))
         raise UserError(_too_many(root, reasons, len(excluded), len(table.rows), max_excluded))
-    return Dataset(tuple(sorted(records, key=lambda record: record.name)), tuple(excluded))
+    return Dataset(tuple(sorted(scans, key=lambda scan: scan.name)), tuple(excluded))
 
 
-def _too_many(root: Path, reasons: Sequence[str], count: int, total: int, share: float) -> str:
+def _too_many(root: Path, reasons: Sequence[str], count: int, total: int, allowed: float) -> str:
     if count == 1 or len(reasons) == 1:
         return reasons[0]
     return (
-        f"{root}: {count} of {total} scans cannot be used, and a share of {share:g} is allowed "
+        f"{root}: {count} of {total} scans cannot be used, and a share of {allowed:g} is allowed "
         f"(config.data.max_excluded). The first: {' '.join(reasons[:3])}"
     )
 
@@ -205,11 +150,11 @@ def _find_image(root: Path, participant: str, session: str | None, needed: bool)
     try:
         with os.scandir(folder) as entries:
             found = sorted((e.name, e.is_symlink()) for e in entries if e.name.startswith(stem) and is_t1w_name(e.name))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         found = []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}). Check its permissions.") from error
     found = [item for item in found if item[0][len(stem)] == "_"]
-    if not found and not needed:
-        return None
     if not found and not needed:
         return None
     if len(found) != 1:
@@ -219,11 +164,6 @@ def _find_image(root: Path, participant: str, session: str | None, needed: bool)
     if not inside(root, path if found[0][1] else folder):
         raise UserError(f"{path}: a symbolic link leads out of the dataset. Copy the image into it.")
     return path
-
-
-def is_t1w_name(name: str) -> bool:
-    """Whether BIDS calls a file of this name a T1-weighted image."""
-    return name.endswith(("_T1w.nii", "_T1w.nii.gz"))
 
 
 def write_excluded(path: str | Path, rows: Sequence[Excluded]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brainldm.datasets.covariates import SEX_WORDS, is_missing
+from brainldm.runtime.errors import UserError
 
 STANDARD = ("sex", "age", "ventricles_ml", "brain_ml")
 MISSING = "n/a"
@@ -43,10 +44,6 @@ _AGE = re.compile(
 )
 _SEX = re.compile(r"(sex|gender)(_id|_code|_coded)?(_\d.*)?")
 _CODED_IN_NAME = re.compile(r"(\d)\s*[=:]\s*([a-z]+)", re.IGNORECASE)
-
-
-class UnclearColumn(Exception):
-    """A column that cannot be understood as a whole; the text says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +84,7 @@ def convert(
 
     `described` is what the table's JSON says of the column (Units, Levels). Returns the values as text ("n/a" where
     missing; a cell that means nothing stays as it is), what is wrong by row number, and a note (or "").
-    Raises UnclearColumn when unit or coding cannot be known.
+    Raises UserError when unit or coding cannot be known.
     """
     if all(is_missing(cell) for cell in cells):
         return [MISSING] * len(cells), {}, ""
@@ -121,7 +118,7 @@ def _convert_sex(
     understood = {code for code in given if code in meaning or _sex_in(code)}
     if not understood:
         codes, first = ", ".join(sorted(given)[:4]), next(cell for cell in cells if not is_missing(cell))
-        raise UnclearColumn(
+        raise UserError(
             f"{column} is {first!r}, which could mean anything (values: {codes}). Write F or M, or "
             "state the coding in the JSON file beside the table: "
             f'{{"{column}": {{"Levels": {{"1": "male", "2": "female"}}}}}}.'
@@ -149,11 +146,9 @@ def _convert_age(
             if in_months
             else f"has a median of {statistics.median_low(known):g}, as if in months or days"
         )
-        raise UnclearColumn(
-            f"{column} {why}; age is wanted in years. Divide it (months by 12) and name the column age."
-        )
+        raise UserError(f"{column} {why}; age is wanted in years. Divide it (months by 12) and name the column age.")
     if unit and not unit.startswith("y") and unit != "a":
-        raise UnclearColumn(f"{column} is in {unit}; age is wanted in years. Convert it and name the column age.")
+        raise UserError(f"{column} is in {unit}; age is wanted in years. Convert it and name the column age.")
     values, bad = [], {}
     for number, (cell, age) in enumerate(zip(cells, numbers, strict=True)):
         if not is_missing(cell) and not 0 <= age <= OLDEST_YEARS:
@@ -176,7 +171,7 @@ def _convert_volume(
     low, high = PLAUSIBLE_ML[name]
     middle = statistics.median_low(known) if known else low
     if not low <= middle <= high:
-        raise UnclearColumn(
+        raise UserError(
             f"{column} has a median of {middle:g} mL if its unit is {unit}; {low:g} to {high:g} mL "
             "is possible. Correct the unit in its name or in the JSON file beside the table."
         )
@@ -198,17 +193,17 @@ def _unit_of(name: str, column: str, field: int | None, described: Mapping[str, 
     said = str(described.get("Units", ""))
     stated = _unit(said) if said else None
     if said and stated is None:
-        raise UnclearColumn(f"{column} is in {said!r}; volumes are wanted in mL or mm^3. Convert it.")
+        raise UserError(f"{column} is in {said!r}; volumes are wanted in mL or mm^3. Convert it.")
     ending = _UNIT_AT_END.search(plain(column))
     named = ending[1].replace("_", "") if ending else None
     if stated and named and _ML_PER_UNIT[stated] != _ML_PER_UNIT[named]:
-        raise UnclearColumn(
+        raise UserError(
             f"{column} ends in {named}, but its Units are {said}. Correct the one that is wrong (in the JSON file "
             "beside the table, or the name)."
         )
     unit = stated or named or ("mm3" if field else None)
     if unit is None:
-        raise UnclearColumn(
+        raise UserError(
             f"{column} is a volume without a unit. Name the column {name} (mL) or {name.removesuffix('_ml')}_mm3, or "
             f'state it in the JSON file beside the table: {{"{column}": {{"Units": "mm^3"}}}}.'
         )

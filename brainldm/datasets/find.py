@@ -12,17 +12,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from brainldm.datasets.bids import Excluded, scan_name
 from brainldm.datasets.columns import MISSING, STANDARD, plain
 from brainldm.datasets.covariates import is_missing
 from brainldm.datasets.folders import STAGE, find_bids, find_in_folder, is_bids, matches, name_files
 from brainldm.datasets.joining import join_values
-from brainldm.datasets.scans import NotUsable, Scan, clean_id, ids_of_file
+from brainldm.datasets.scans import Excluded, Scan, ScanError, clean_id, ids_of_file, scan_name
 from brainldm.datasets.tables import Table, read_table
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.headers import is_image_name
-
-__all__ = ["Excluded", "Found", "Scan", "find_scans"]
 
 _IMAGE_COLUMNS = "image image_path path file filename file_path filepath t1w t1 t1_path nifti scan"
 _MASK_COLUMNS = "mask mask_path brain_mask brainmask"
@@ -89,11 +86,11 @@ def find_scans(source: str | Path, *, table: str | Path | None = None, pattern: 
             if reason:
                 excluded.append(Excluded(scan.name, scan.path, "table", f"{one.path}: {reason}"))
         scans = [
-            dataclasses.replace(scan, values={**scan.values, **_given(scan.values, value)})
+            dataclasses.replace(scan, covariates={**scan.covariates, **_given(scan.covariates, value)})
             for scan, value, reason in zip(scans, joined.values, joined.reasons, strict=True)
             if not reason
         ]
-    scans = [dataclasses.replace(s, values={**dict.fromkeys(STANDARD, MISSING), **s.values}) for s in scans]
+    scans = [dataclasses.replace(s, covariates={**dict.fromkeys(STANDARD, MISSING), **s.covariates}) for s in scans]
     return Found(
         sorted(scans, key=lambda scan: scan.name),
         sorted(excluded, key=lambda entry: (entry.name, str(entry.path or ""))),
@@ -133,20 +130,20 @@ def _read_list(path: Path, pattern: str | None) -> tuple[list[Scan], list[Exclud
         try:
             _require_listed(file, seen)
             files.append((file, line))
-        except NotUsable as reason:
+        except ScanError as reason:
             excluded.append(Excluded(line, file, STAGE, str(reason)))
     return name_files(files, excluded)
 
 
 def _require_listed(file: Path, seen: set[str]) -> None:
-    """Raise NotUsable for a listed path that is no image, not there, or listed before."""
+    """Raise ScanError for a listed path that is no image, not there, or listed before."""
     if not is_image_name(file.name):
-        raise NotUsable("not named as a NIfTI or MGH file (.nii, .nii.gz, .mgh, .mgz)")
+        raise ScanError("not named as a NIfTI or MGH file (.nii, .nii.gz, .mgh, .mgz)")
     whole = os.path.normpath(file)
     if "\0" in whole or not os.path.lexists(whole):
-        raise NotUsable("no such file")
+        raise ScanError("no such file")
     if whole in seen:
-        raise NotUsable("listed twice")
+        raise ScanError("listed twice")
     seen.add(whole)
 
 
@@ -169,7 +166,7 @@ def _find_in_table(path: Path, pattern: str | None) -> tuple[list[Scan], list[Ex
         file = None
         try:
             if is_missing(cell):
-                raise NotUsable(f"{path}: no image in the column {image}")
+                raise ScanError(f"{path}: no image in the column {image}")
             file = path.parent / os.path.expanduser(cell)
             if not matches(path.parent, str(file), pattern):
                 continue
@@ -177,13 +174,13 @@ def _find_in_table(path: Path, pattern: str | None) -> tuple[list[Scan], list[Ex
             person, session = ids_of_file(file) if is_missing(who) else (clean_id(who, "sub-"), None)
             session = session if is_missing(visit) else clean_id(visit, "ses-")
             if number in table.problems:
-                raise NotUsable(f"{path}: {table.problems[number]}")
-            drawn = path.parent / row[mask] if mask and not is_missing(row[mask]) else None
-            if drawn and not os.path.lexists(drawn):
-                raise NotUsable(f"no such mask: {drawn}")
-        except NotUsable as reason:
+                raise ScanError(f"{path}: {table.problems[number]}")
+            mask_path = path.parent / row[mask] if mask and not is_missing(row[mask]) else None
+            if mask_path and not os.path.lexists(mask_path):
+                raise ScanError(f"no such mask: {mask_path}")
+        except ScanError as reason:
             excluded.append(Excluded(cell if is_missing(who) else who, file, STAGE, str(reason)))
             continue
         values = {column: value for column, value in row.items() if column not in own}
-        scans.append(Scan(person, session, file, values, drawn))
+        scans.append(Scan(person, session, file, values, mask_path))
     return scans, excluded, table

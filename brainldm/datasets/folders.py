@@ -8,8 +8,17 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from brainldm.datasets.bids import Excluded, inside, is_participant_id, is_session_id, is_t1w_name, scan_name
-from brainldm.datasets.scans import NotUsable, Scan, ids_of_file
+from brainldm.datasets.scans import (
+    Excluded,
+    Scan,
+    ScanError,
+    ids_of_file,
+    inside,
+    is_participant_id,
+    is_session_id,
+    is_t1w_name,
+    scan_name,
+)
 from brainldm.volumes.headers import is_image_name
 
 STAGE = "find"
@@ -46,7 +55,7 @@ def find_bids(root: Path, pattern: str | None) -> tuple[list[Scan], list[Exclude
         before = len(scans) + len(excluded)
         try:
             if not is_participant_id(person.name):
-                raise NotUsable("no BIDS id: sub- is followed by letters and digits")
+                raise ScanError("no BIDS id: sub- is followed by letters and digits")
             _require_inside(root, person)
             folders = [e for e in _list_folder(person.path) if e.name == "anat" or e.name.startswith("ses-")]
             for folder in folders:
@@ -54,8 +63,8 @@ def find_bids(root: Path, pattern: str | None) -> tuple[list[Scan], list[Exclude
                 scans += scans_of
                 excluded += excluded_of
             if len(scans) + len(excluded) == before:
-                raise NotUsable("no T1w image" + (f" that matches {pattern}" if pattern else ""))
-        except NotUsable as reason:
+                raise ScanError("no T1w image" + (f" that matches {pattern}" if pattern else ""))
+        except ScanError as reason:
             excluded.append(Excluded(person.name, Path(person.path), STAGE, str(reason)))
         except OSError as error:
             excluded.append(Excluded(person.name, Path(person.path), STAGE, f"cannot be read ({error.strerror})"))
@@ -70,7 +79,7 @@ def _find_session(
     name, anat = scan_name(person, session), folder
     try:
         if session and not is_session_id(session):
-            raise NotUsable("no BIDS id: ses- is followed by letters and digits")
+            raise ScanError("no BIDS id: ses- is followed by letters and digits")
         _require_inside(root, folder)
         if session:
             anat = next((entry for entry in _list_folder(folder.path) if entry.name == "anat"), None)
@@ -82,13 +91,13 @@ def _find_session(
         if not images:
             return [], []
         if len(images) > 1:
-            raise NotUsable(
+            raise ScanError(
                 f"{len(images)} T1w images ({', '.join(e.name for e in images[:3])}); choose one by a pattern"
             )
         _require_inside(root, images[0])
         if not images[0].name.startswith(f"{name}_"):
-            raise NotUsable(f"{images[0].name} lies in the folder of {name}: whose is it?")
-    except NotUsable as reason:
+            raise ScanError(f"{images[0].name} lies in the folder of {name}: whose is it?")
+    except ScanError as reason:
         return [], [Excluded(name, Path(anat.path), STAGE, str(reason))]
     except OSError as error:
         return [], [Excluded(name, Path(anat.path), STAGE, f"cannot be read ({error.strerror})")]
@@ -110,7 +119,7 @@ def _mask_of(root: Path, image: str, files: Iterable[os.DirEntry]) -> Path | Non
 
 def _require_inside(root: Path, entry: os.DirEntry) -> None:
     if entry.is_symlink() and not inside(root, entry.path):
-        raise NotUsable(f"a symbolic link leads out of {root}; copy the scan into it")
+        raise ScanError(f"a symbolic link leads out of {root}; copy the scan into it")
 
 
 def matches(root: Path, path: str, pattern: str | None) -> bool:
@@ -175,6 +184,6 @@ def name_files(files: Iterable[tuple[Path, str]], excluded: Iterable[Excluded]) 
         try:
             person, session = ids_of_file(path)
             scans.append(Scan(person, session, path, {}))
-        except NotUsable as reason:
+        except ScanError as reason:
             out.append(Excluded(written, path, STAGE, str(reason)))
     return scans, out

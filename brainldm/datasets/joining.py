@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -32,7 +33,8 @@ def join_values(scans: Sequence[tuple[str, str | None]], table: Table) -> Joined
     Ids are compared without sub-, case and punctuation; where that finds nothing, without leading zeros, and where
     that finds nothing, an id may be the beginning of a scan's (the table's IXI012-HH of IXI012-HH-1211-T1), each only
     if one person and one row are meant. A scan without a row has no values. Two different rows for one scan are a
-    reason to leave it out. Raises UserError when the table has no column of ids.
+    reason to leave it out. A row without an id, or whose id has no letter or digit, is no scan's. Raises UserError
+    when the table has no column of ids.
     """
     if table.id_column is None:
         raise UserError(
@@ -40,14 +42,18 @@ def join_values(scans: Sequence[tuple[str, str | None]], table: Table) -> Joined
             "participant_id."
         )
     rows: dict[str, list[int]] = {}
+    nameless = []
     for number, row in enumerate(table.rows):
-        if not is_missing(row[table.id_column]):
-            rows.setdefault(_key(row[table.id_column]), []).append(number)
+        key = "" if is_missing(row[table.id_column]) else _key(row[table.id_column])
+        if key:
+            rows.setdefault(key, []).append(number)
+        else:
+            nameless.append(row[table.id_column])
     people = _match(sorted({person for person, _ in scans}), list(rows), table.id_column)
     values, reasons = [], []
     used: set[int] = set()
     for person, session in scans:
-        mine = rows.get(people.get(person, ""), [])
+        mine = rows[people[person]] if person in people else []
         mine = [n for n in mine if _is_session(table, n, session)]
         used.update(mine)
         found = [
@@ -64,6 +70,14 @@ def join_values(scans: Sequence[tuple[str, str | None]], table: Table) -> Joined
     without = sum(not value for value in values)
     if without:
         notes.append(f"{table.path}: no row for {without} of {len(scans)} scans; their values are missing")
+    if nameless:
+        notes.append(
+            f"{table.path}: {len(nameless)} of {len(table.rows)} rows have no id with a letter or digit (first: "
+            f"{nameless[0]!r}); they are no scan's"
+        )
+    unused = len(table.rows) - len(nameless) - len(used)
+    if unused:
+        notes.append(f"{table.path}: no scan for {unused} of {len(table.rows)} rows")
     loose = sum(_key(person) != key for person, key in people.items())
     if loose:
         notes.append(f"{table.path}: the ids of {loose} people are written otherwise than their scans'")
@@ -121,13 +135,16 @@ def _is_session(table: Table, number: int, session: str | None) -> bool:
 
 
 def _bare(text: str, prefix: str) -> str:
-    return _without_zeros(re.sub(r"[^0-9a-z]", "", text.lower()).removeprefix(prefix))
+    return _without_zeros(re.sub(r"[\W_]", "", text.lower()).removeprefix(prefix))
 
 
 def _key(text: str) -> str:
-    """An id without sub-, case and punctuation. UK Biobank ids that a spreadsheet made 1000012.0 are whole again."""
-    low = re.sub(r"\.0$", "", text.strip().lower().removeprefix("sub-"))
-    return re.sub(r"[^0-9a-z]", "", low)
+    """An id without sub-, case and punctuation, its letters and digits of any script.
+
+    UK Biobank ids that a spreadsheet made 1000012.0 are whole again. "" for an id of punctuation alone.
+    """
+    low = re.sub(r"\.0$", "", unicodedata.normalize("NFC", text).strip().lower().removeprefix("sub-"))
+    return re.sub(r"[\W_]", "", low)
 
 
 def _without_zeros(key: str) -> str:

@@ -1,32 +1,55 @@
-"""Whose scan a file is: ids that BIDS allows and that cannot lead out of a folder."""
+"""What a scan is: whose, which file, what is known of it; and what is said of one that cannot be used.
+
+Ids are those that BIDS allows, and none can lead out of a folder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from brainldm.datasets.bids import scan_name
+import numpy as np
 
+from brainldm.runtime.errors import UserError
+
+_PARTICIPANT = re.compile(r"sub-[0-9A-Za-z+]{1,64}")
+_SESSION = re.compile(r"ses-[0-9A-Za-z+]{1,64}")
 _ENTITIES = re.compile(r"sub-([0-9A-Za-z+]{1,64})(?:_ses-([0-9A-Za-z+]{1,64}))?(?=[_.])")
 
 
-class NotUsable(Exception):
-    """One scan that cannot be used; the text is the reason."""
+class ScanError(UserError):
+    """One scan that cannot be used; the text is the reason.
+
+    `stage` is the step that found it. Where `prepare` got that far, `sidecar` holds what it would have recorded and
+    `image` the scan on the target grid, [D, H, W].
+    """
+
+    def __init__(
+        self, reason: str, stage: str = "find", sidecar: dict[str, Any] | None = None, image: np.ndarray | None = None
+    ):
+        super().__init__(reason)
+        self.stage, self.sidecar, self.image = stage, sidecar or {}, image
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """One scan as it was found: whose it is, where it lies, what tables say of it, and a brain mask if there is one.
+    """One scan: whose it is, its file, and what its table says of it.
 
-    `values` are text: the four standard conditions in standard units ("n/a" when missing) and the other columns.
+    `covariates` of a scan that `find_scans` found are the text of every column ("n/a" where missing), the four
+    standard conditions in standard units among them; of one that `read_dataset` read they are the model's conditions as
+    values (years, F or M, mL). `mask` is a brain mask beside it. `split` is what the table says of a dataset that is
+    read for training (train, validation or test), and `path` is None where its image is neither there nor needed.
     """
 
     participant_id: str
     session_id: str | None
-    path: Path
-    values: dict[str, str]
+    path: Path | None
+    covariates: dict[str, Any]
     mask: Path | None = None
+    split: str | None = None
 
     @property
     def name(self) -> str:
@@ -34,10 +57,59 @@ class Scan:
         return scan_name(self.participant_id, self.session_id)
 
 
+@dataclasses.dataclass(frozen=True)
+class Excluded:
+    """A scan that is left out: its name (as far as it has one), its file, the stage that found out, and why."""
+
+    name: str
+    path: Path | None
+    stage: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset(Sequence):
+    """The scans of a dataset, in the order of their names (a sequence of them), and what was left out."""
+
+    scans: tuple[Scan, ...]
+    excluded: tuple[Excluded, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, index):
+        return self.scans[index]
+
+
+def scan_name(participant_id: str, session_id: str | None) -> str:
+    """`sub-X` or `sub-X_ses-Y`."""
+    return participant_id + (f"_{session_id}" if session_id else "")
+
+
+def is_participant_id(text: str) -> bool:
+    """Whether `text` is sub- and a BIDS label, which cannot lead out of a folder."""
+    return bool(_PARTICIPANT.fullmatch(text))
+
+
+def is_session_id(text: str) -> bool:
+    """Whether `text` is ses- and a BIDS label."""
+    return bool(_SESSION.fullmatch(text))
+
+
+def is_t1w_name(name: str) -> bool:
+    """Whether BIDS calls a file of this name a T1-weighted image."""
+    return name.endswith(("_T1w.nii", "_T1w.nii.gz"))
+
+
+def inside(root: str | Path, path: str | Path) -> bool:
+    """Whether `path`, with every symbolic link followed, lies under `root`."""
+    return Path(path).resolve().is_relative_to(Path(root).resolve())
+
+
 def ids_of_file(path: Path) -> tuple[str, str | None]:
     """Participant and session of a file: its own sub-X_ses-Y, the folder of FreeSurfer's X/mri/*.mgz, else its name.
 
-    Raises NotUsable when that gives no id.
+    Raises ScanError when that gives no id.
     """
     entities = _ENTITIES.match(path.name)
     if entities:
@@ -51,13 +123,13 @@ def ids_of_file(path: Path) -> tuple[str, str | None]:
 def clean_id(text: str, prefix: str) -> str:
     """`text` as a BIDS id: without spaces and punctuation between its letters and digits.
 
-    Raises NotUsable for an id that would lead out of a folder, has other letters than A to Z, or is
+    Raises ScanError for an id that would lead out of a folder, has other letters than A to Z, or is
     longer than 64.
     """
     label = text.strip().removeprefix(prefix)
     if re.search(r"[/\\\0]|^\.+$", label):
-        raise NotUsable(f"the id {text!r} could lead out of the folder")
+        raise ScanError(f"the id {text!r} could lead out of the folder")
     label = re.sub(r"[-_. ()\[\]#,]", "", label)
     if not re.fullmatch(r"[0-9A-Za-z+]{1,64}", label):
-        raise NotUsable(f"{text!r} gives no id: 1 to 64 letters (A to Z) and digits are wanted")
+        raise ScanError(f"{text!r} gives no id: 1 to 64 letters (A to Z) and digits are wanted")
     return prefix + label

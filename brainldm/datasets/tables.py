@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brainldm.datasets.columns import STANDARD, UnclearColumn, convert, plain, recognise
+from brainldm.datasets.columns import STANDARD, convert, plain, recognise
 from brainldm.datasets.covariates import is_missing
 from brainldm.runtime.errors import UserError
 
@@ -68,7 +68,7 @@ def read_table(path: str | Path, wanted: Collection[str] = STANDARD, keep: Colle
         given = [_with_point(line[index].strip()) for line in cells]
         try:
             values, bad, note = convert(name, columns[index], field, given, described.get(columns[index], {}))
-        except UnclearColumn as error:
+        except UserError as error:
             number = next(k for k, cell in enumerate(given) if not is_missing(cell))
             whose = f", {cells[number][columns.index(ids)]}" if ids and name == "sex" else ""
             raise UserError(f"{path}{whose}: {error}") from error
@@ -124,7 +124,12 @@ def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
             content = json.loads(beside.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise UserError(
+                f"{beside}: cannot be read ({error.strerror}), and it holds the units of {path.name}. Check its "
+                "permissions."
+            ) from error
+        except ValueError as error:
             raise UserError(
                 f"{beside}: not valid JSON ({error}). Correct it: it holds the units of {path.name}."
             ) from error

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from brainldm.data.pipeline import load_image
-from brainldm.datasets.bids import Record, read_dataset, read_participants
+from brainldm.datasets.bids import read_dataset, read_participants
 from brainldm.datasets.covariates import Covariates, is_missing
+from brainldm.datasets.scans import Scan
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import SPACINGS_MM, Grid, training_grid
 from brainldm.volumes.nifti import read_volume
@@ -32,7 +33,7 @@ class Scans(Sequence):
     their own minimum and maximum, as in training.
     """
 
-    def __init__(self, records: Sequence[Record], grid: Grid, synthetic: bool):
+    def __init__(self, records: Sequence[Scan], grid: Grid, synthetic: bool):
         self.records, self.grid, self._synthetic = list(records), grid, synthetic
         kept = max(2, int(_KEPT_BYTES // (4 * np.prod(grid.shape))))
         self._read_kept = functools.lru_cache(maxsize=kept)(self._read)

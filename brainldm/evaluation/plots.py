@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.evaluation.datasets import Scans
 from brainldm.evaluation.measures.volumetry import Measurement
 from brainldm.reports.mosaics import mosaic
@@ -91,7 +91,7 @@ def swept(sweep: tuple, figures: dict) -> Image.Image:
     return mosaic([(title, volumes)], [texts], columns=max(len(values), 1))
 
 
-def caption(record: Record, found: Measurement) -> str:
+def caption(record: Scan, found: Measurement) -> str:
     """Such as "70 y F, 40 mL, got 38": what the dataset says, and the ventricles measured."""
     said = record.covariates
     who = " ".join(part for part in (f"{said['age']:.0f} y" if "age" in said else "", said.get("sex", "")) if part)
@@ -110,7 +110,7 @@ def spread(order: Sequence[int], count: int) -> list[int]:
     return [int(order[p]) for p in places]
 
 
-def nearest(wanted: Sequence[Record], among: Sequence[Record]) -> list[int]:
+def nearest(wanted: Sequence[Scan], among: Sequence[Scan]) -> list[int]:
     """For each record the index of the one `among` whose conditions are nearest, without repetition if
     possible.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import resource
 import sys
@@ -11,21 +10,23 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from brainldm.datasets.bids import scan_name, split_of
+from brainldm.datasets.bids import split_of
 from brainldm.datasets.columns import STANDARD
 from brainldm.datasets.covariates import Covariates, is_missing
-from brainldm.datasets.find import Scan, find_scans
+from brainldm.datasets.find import find_scans
+from brainldm.datasets.scans import Excluded, Scan, scan_name
 from brainldm.datasets.tables import read_table
-from brainldm.fingerprint.data_costs import Cost, costs
-from brainldm.fingerprint.distributions import Column, describe_columns, spread
+from brainldm.fingerprint.data_costs import costs
+from brainldm.fingerprint.distributions import describe_columns, spread
 from brainldm.fingerprint.duplicates import groups, same_files
-from brainldm.fingerprint.findings import Finding, findings
-from brainldm.fingerprint.inspection import Inspection, Opened, Options, Progress, inspect
-from brainldm.preparation.scan import SMALLEST_FOV_MM
+from brainldm.fingerprint.findings import findings
+from brainldm.fingerprint.inspection import Inspection, Opened, Progress, inspect
+from brainldm.fingerprint.options import CheckOptions
+from brainldm.fingerprint.record import Duplicate, Fingerprint
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import Grid, training_grid
+from brainldm.volumes.plausibility import SMALLEST_FOV_MM
 from brainldm.volumes.probe import Outside
 
 OBLIQUE_DEG = 0.5
@@ -36,63 +37,12 @@ ALTERED = "not the file that `prepare` wrote: its SHA-256 is another than in the
 _NOT_COLUMNS = ("participant_id", "session_id")
 
 
-@dataclasses.dataclass(frozen=True)
-class Rejection:
-    """A scan that would not go on, the stage that would refuse it, and why."""
-
-    name: str
-    path: str
-    stage: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Duplicate:
-    """Scans that are the same: the same "file", the same "voxels" in other files, or made from the same "source"."""
-
-    what: str
-    scans: tuple[str, ...]
-    splits: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fingerprint:
-    """Everything that was seen of a dataset.
-
-    `kind` is "prepared" when most scans lie on a training grid, else "raw"; a raw scan is rejected when it cannot be
-    read, a prepared one also when training would refuse it. `grid` is the grid that the data are for. `geometry` counts
-    scans by shape and so on; `intensity` is the spread over the scans read, which are in `scans`. `findings` are
-    sorted, the worst first.
-    """
-
-    source: str
-    kind: str
-    counts: dict[str, int]
-    grid: dict[str, Any]
-    findings: list[Finding]
-    rejected: list[Rejection]
-    geometry: dict[str, dict[str, int]]
-    intensity: dict[str, dict[str, float]]
-    columns: list[Column]
-    repeated_rows: dict[str, int]
-    splits: dict[str, int]
-    in_several_splits: dict[str, list[str]]
-    duplicates: list[Duplicate]
-    costs: list[Cost]
-    scans: list[dict[str, Any]]
-    measured: dict[str, float | int]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON: the same for the same files, but for what lies under "measured"."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-
 def collect(
     source: str | Path,
     *,
     table: str | Path | None = None,
     pattern: str | None = None,
-    options: Options | None = None,
+    options: CheckOptions | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Fingerprint:
     """The fingerprint of `source`, anything that `find_scans` takes. `progress(what, done, total)` is called
@@ -100,7 +50,7 @@ def collect(
 
     Raises UserError when there is no source, or nothing in it that could be a scan.
     """
-    options = options or Options()
+    options = options or CheckOptions()
     began = time.monotonic()
     found = find_scans(source, table=table, pattern=pattern)
     scans = found.scans
@@ -108,7 +58,7 @@ def collect(
         raise UserError(f"{source}: no scans in it. Give a BIDS dataset, a folder of NIfTI files, a list or a table.")
     seen = inspect(scans, options, progress)
     kind, grid = _purpose(seen.outsides.values(), options)
-    rejected = [Rejection(one.name, str(one.path or ""), one.stage, one.reason) for one in found.excluded]
+    rejected = list(found.excluded)
     rejected += _unreadable(scans, seen)
     repeated = _repeated_rows(source, table)
     if kind == "prepared":
@@ -128,7 +78,7 @@ def collect(
         "compressed": sum(scan.path.name.lower().endswith(".gz") for scan in scans),
         "bytes": sum(one.size for one in seen.outsides.values()),
     }
-    splits = {scan.name: value for scan in scans if (value := split_of(scan.values))}
+    splits = {scan.name: value for scan in scans if (value := split_of(scan.covariates))}
     largest = max((geometry.voxels for geometry in geometries), default=0)
     read = [one for one in seen.opened if one.values]
     result = Fingerprint(
@@ -152,14 +102,14 @@ def collect(
         splits=_count(splits.values()),
         in_several_splits=_several(scans, splits),
         duplicates=_duplicates(seen, splits),
-        costs=costs(counts["usable"] or len(scans), grid, largest, options.workers, options.plan),
+        costs=costs(counts["usable"] or len(scans), grid, largest, options.workers, options.sizes),
         scans=[{"name": one.name, **dataclasses.asdict(one.values)} for one in read],
         measured=_measured(seen, len(scans), time.monotonic() - began),
     )
-    return dataclasses.replace(result, findings=findings(result, found.notes, options.plan.cache_gib))
+    return dataclasses.replace(result, findings=findings(result, found.notes, options.sizes.cache_gib))
 
 
-def _purpose(outsides: Iterable[Outside], options: Options) -> tuple[str, Grid]:
+def _purpose(outsides: Iterable[Outside], options: CheckOptions) -> tuple[str, Grid]:
     """Whether the data are raw or prepared, and the grid that they are to be trained on."""
     spacings = Counter(one.geometry.grid_mm if one.geometry else None for one in outsides)
     total, outside = spacings.total(), spacings.pop(None, 0)
@@ -168,19 +118,19 @@ def _purpose(outsides: Iterable[Outside], options: Options) -> tuple[str, Grid]:
     return kind, training_grid(common if options.spacing_mm is None else options.spacing_mm)
 
 
-def _unreadable(scans: Sequence[Scan], seen: Inspection) -> list[Rejection]:
+def _unreadable(scans: Sequence[Scan], seen: Inspection) -> list[Excluded]:
     problems = {name: one.problem for name, one in seen.outsides.items() if one.problem}
     problems |= {one.name: one.problem for one in seen.opened if one.problem}
     for name in seen.altered:
         problems.setdefault(name, ALTERED)
     return [
-        Rejection(scan.name, str(scan.path), "reading", problems[scan.name].removeprefix(f"{scan.path}: "))
+        Excluded(scan.name, scan.path, "reading", problems[scan.name].removeprefix(f"{scan.path}: "))
         for scan in scans
         if scan.name in problems
     ]
 
 
-def _unfit(scans: Sequence[Scan], seen: Inspection) -> list[Rejection]:
+def _unfit(scans: Sequence[Scan], seen: Inspection) -> list[Excluded]:
     """What `prepare` would refuse of what can be read: fields of view too small for a brain, maps of labels."""
     labels = {one.name for one in seen.opened if one.labels}
     rejections = []
@@ -190,10 +140,10 @@ def _unfit(scans: Sequence[Scan], seen: Inspection) -> list[Rejection]:
         if sides and min(sides) < SMALLEST_FOV_MM:
             size = " x ".join(f"{side:.0f}" for side in sides)
             reason = f"the field of view is {size} mm, less than a brain ({SMALLEST_FOV_MM} mm along each axis)"
-            rejections.append(Rejection(scan.name, str(scan.path), "reading", reason))
+            rejections.append(Excluded(scan.name, scan.path, "reading", reason))
         elif scan.name in labels:
             reason = "a map of labels (whole numbers, constant over regions), not a T1w image"
-            rejections.append(Rejection(scan.name, str(scan.path), "reading", reason))
+            rejections.append(Excluded(scan.name, scan.path, "reading", reason))
     return rejections
 
 
@@ -214,8 +164,8 @@ def _repeated_rows(source: str | Path, table: str | Path | None) -> dict[str, in
 
 
 def _untrainable(
-    scans: Sequence[Scan], seen: Inspection, grid: Grid, options: Options, repeated: Mapping[str, int]
-) -> list[Rejection]:
+    scans: Sequence[Scan], seen: Inspection, grid: Grid, options: CheckOptions, repeated: Mapping[str, int]
+) -> list[Excluded]:
     """What training would refuse: another grid, conditions that are missing or odd, values outside [0, 1], two rows."""
     opened = {one.name: one for one in seen.opened}
     unreadable = {one.name for one in _unreadable(scans, seen)}
@@ -231,7 +181,7 @@ def _untrainable(
             *([f"{repeated[scan.name]} rows of participants.tsv are of it"] if scan.name in repeated else []),
         ]
         if reasons:
-            rejections.append(Rejection(scan.name, str(scan.path), "training", "; ".join(reasons)))
+            rejections.append(Excluded(scan.name, scan.path, "training", "; ".join(reasons)))
     return rejections
 
 
@@ -256,7 +206,7 @@ def _place(point: Iterable[float]) -> str:
 def _wrong_conditions(scan: Scan, covariates: Covariates) -> list[str]:
     reasons = []
     for item in covariates:
-        cell = scan.values.get(item.name, "")
+        cell = scan.covariates.get(item.name, "")
         if is_missing(cell):
             reasons.append(f"{item.name} is missing")
             continue
@@ -281,7 +231,7 @@ def _columns(scan: Scan) -> dict[str, str]:
     """The cells of a scan; without the standard conditions that its table does not know."""
     return {
         name: value
-        for name, value in scan.values.items()
+        for name, value in scan.covariates.items()
         if name not in _NOT_COLUMNS and not (name in STANDARD and is_missing(value))
     }
 
@@ -292,7 +242,7 @@ def _several(scans: Sequence[Scan], splits: Mapping[str, str]) -> dict[str, list
     for scan in scans:
         if scan.name in splits:
             found[scan.participant_id].add(splits[scan.name])
-    return {person: sorted(sides) for person, sides in found.items() if len(sides) > 1}
+    return {person: sorted(names) for person, names in found.items() if len(names) > 1}
 
 
 def _duplicates(seen: Inspection, splits: Mapping[str, str]) -> list[Duplicate]:

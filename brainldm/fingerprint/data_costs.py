@@ -15,8 +15,7 @@ HEADER_BYTES = 352
 """Of a NIfTI-1 file without extensions."""
 
 GENERATED = 1000
-"""Brains that the row of generation stands for."""
-
+"""Synthetic subjects that the row of generation stands for."""
 
 PREPARE_CORE_SECONDS = 8.0
 """Of one processor core, for one scan of 1 mm: 5 were measured for a stripped brain and 8 for a whole head (x86-64,
@@ -36,7 +35,7 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DataSizes:
     """What the costs depend on, with the paper's values as defaults."""
 
     batch_size: int = 1
@@ -47,19 +46,19 @@ class Plan:
     cache_gib: float = 4.0
 
 
-def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: Plan | None = None) -> list[Cost]:
+def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, sizes: DataSizes | None = None) -> list[Cost]:
     """The stages in their order, for `scans` scans trained on `grid`."""
-    plan = plan or Plan()
+    sizes = sizes or DataSizes()
     voxels = math.prod(grid.shape)
     size = "x".join(map(str, grid.shape))
-    latent_shape = [math.ceil(side / plan.downsampling) for side in grid.shape]
-    latent = math.prod(latent_shape) * plan.latent_channels
-    latent_text = "x".join(map(str, (*latent_shape, plan.latent_channels)))
+    latent_shape = [math.ceil(side / sizes.downsampling) for side in grid.shape]
+    latent = math.prod(latent_shape) * sizes.latent_channels
+    latent_text = "x".join(map(str, (*latent_shape, sizes.latent_channels)))
     volume = 2 * voxels + HEADER_BYTES
     # In whole volumes, as the pipeline keeps them.
-    kept = min(scans, int(plan.cache_gib * 2**30 / (4 * voxels))) * 4 * voxels
-    latents = scans * plan.variants * latent * 4 * 2
-    variants = f" x {plan.variants} variants" if plan.variants > 1 else ""
+    kept = min(scans, int(sizes.cache_gib * 2**30 / (4 * voxels))) * 4 * voxels
+    latents = scans * sizes.variants * latent * 4 * 2
+    variants = f" x {sizes.variants} variants" if sizes.variants > 1 else ""
     return [
         Cost(
             "prepare",
@@ -73,9 +72,9 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: 
         Cost(
             "autoencoder training",
             0,
-            kept + plan.batch_size * 4 * voxels,
-            f"memory: the volumes kept in float32 (config.data.cache_gib {plan.cache_gib:g}) and a batch of "
-            f"{plan.batch_size}; the {readable_bytes(scans * volume)} of prepared volumes are read fastest while they "
+            kept + sizes.batch_size * 4 * voxels,
+            f"memory: the volumes kept in float32 (config.data.cache_gib {sizes.cache_gib:g}) and a batch of "
+            f"{sizes.batch_size}; the {readable_bytes(scans * volume)} of prepared volumes are read fastest while they "
             "fit into free memory",
         ),
         Cost(
@@ -87,15 +86,15 @@ def costs(scans: int, grid: Grid, largest_scan_voxels: int, workers: int, plan: 
         Cost(
             "diffusion training",
             0,
-            plan.batch_size * latent * 4,
-            f"memory: a batch of {plan.batch_size}; the {readable_bytes(latents / 2)} of means are read fastest while "
+            sizes.batch_size * latent * 4,
+            f"memory: a batch of {sizes.batch_size}; the {readable_bytes(latents / 2)} of means are read fastest while "
             "they fit into free memory. No volume is read",
         ),
         Cost(
             f"generating {GENERATED} brains",
             GENERATED * volume,
-            plan.generate_batch * 4 * voxels,
-            f"disk: at most, before gzip. Memory: {plan.generate_batch} brains at once in float32",
+            sizes.generate_batch * 4 * voxels,
+            f"disk: at most, before gzip. Memory: {sizes.generate_batch} brains at once in float32",
         ),
     ]
 

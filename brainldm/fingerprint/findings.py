@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from brainldm.datasets.splits import SPLITS
 from brainldm.fingerprint.data_costs import readable_bytes
-
-if TYPE_CHECKING:
-    from brainldm.fingerprint.collect import Fingerprint
-
-LEVELS = ("error", "warning", "note")
-"""error: something would be rejected, or results would mislead. warning: worth a decision. note: good to know."""
+from brainldm.fingerprint.record import LEVELS, Finding, Fingerprint
 
 OUTSIDE = 0.05
-"""Share of values outside a condition's range from which it is a warning."""
+"""Fraction of values outside a condition's range from which it is a warning."""
 
 SHOWN = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One sentence or two, at one of LEVELS."""
-
-    level: str
-    text: str
 
 
 def findings(seen: Fingerprint, notes: Sequence[str] = (), cache_gib: float = 0.0) -> list[Finding]:
@@ -92,7 +77,7 @@ def _splits(seen: Fingerprint) -> list[Finding]:
             Finding(
                 "error",
                 f"{counted(without, 'scan has', 'scans have')} no split while others have one: training refuses such a "
-                "table. Fill the column, or remove it to have people shared out by their ids.",
+                "table. Fill the column, or remove it to have participants split by their ids.",
             )
         )
     unknown = [name for name in seen.splits if name not in SPLITS]
@@ -104,7 +89,7 @@ def _splits(seen: Fingerprint) -> list[Finding]:
 
 
 def _people_in_several(seen: Fingerprint) -> list[Finding]:
-    several = [f"{person} ({', '.join(sides)})" for person, sides in seen.in_several_splits.items()]
+    several = [f"{person} ({', '.join(splits)})" for person, splits in seen.in_several_splits.items()]
     if not several:
         return []
     who = counted(len(several), "participant is", "participants are")
@@ -168,7 +153,7 @@ def _conditions(seen: Fingerprint) -> list[Finding]:
                     level,
                     f"{column.name}: {column.outside:.1%} of the values lie outside the model's range {low:g} to "
                     f"{high:g}{' ' + column.unit if column.unit else ''} (found {column.minimum:g} to "
-                    f"{column.maximum:g}). They are kept, with codes beyond [0, 1]; config.covariates.ranges sets "
+                    f"{column.maximum:g}). They are kept, normalised beyond [0, 1]; config.covariates.ranges sets "
                     "the range.",
                 )
             )

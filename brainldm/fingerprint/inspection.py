@@ -13,39 +13,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from brainldm.datasets.covariates import Covariates
-from brainldm.datasets.find import Scan
-from brainldm.fingerprint.data_costs import Plan
+from brainldm.datasets.scans import Scan
 from brainldm.fingerprint.distributions import Intensities, intensities
-from brainldm.preparation.scan import looks_like_labels
+from brainldm.fingerprint.options import SAMPLE, CheckOptions
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256
 from brainldm.volumes.nifti import read_volume
+from brainldm.volumes.plausibility import looks_like_labels
 from brainldm.volumes.probe import Outside, look_at
-
-SAMPLE = 200
-"""Scans read in full when nothing else is asked; a smaller dataset is read whole."""
 
 Progress = Callable[[str, int, int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How thoroughly to look, and what the data are for.
-
-    `spacing_mm` None takes the grid that most scans lie on. `sample` None reads SAMPLE scans; `full` reads all, and
-    compares prepared files with the hashes in their sidecars. `scaling` and `plan` are the config's.
-    """
-
-    covariates: Covariates = Covariates()
-    spacing_mm: float | None = None
-    scaling: str = "minmax"
-    plan: Plan = Plan()
-    sample: int | None = None
-    full: bool = False
-    workers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +56,7 @@ class Inspection:
     seconds: float
 
 
-def inspect(scans: Sequence[Scan], options: Options, progress: Progress) -> Inspection:
+def inspect(scans: Sequence[Scan], options: CheckOptions, progress: Progress) -> Inspection:
     """Look at `scans` (names are unique) with `options.workers` threads: reading and unpacking leave Python's lock."""
     with ThreadPoolExecutor(options.workers) as pool:
         names = [scan.name for scan in scans]
@@ -97,7 +76,9 @@ def inspect(scans: Sequence[Scan], options: Options, progress: Progress) -> Insp
     return Inspection(outsides, sources, outputs, opened, altered, unopened, seconds)
 
 
-def choose(scans: Sequence[Scan], outsides: Mapping[str, Outside], options: Options) -> tuple[list[Scan], list[str]]:
+def choose(
+    scans: Sequence[Scan], outsides: Mapping[str, Outside], options: CheckOptions
+) -> tuple[list[Scan], list[str]]:
     """The scans to read: every one that its outside makes doubtful, and a sample of the sound ones at even distances.
 
     As many doubtful ones as SAMPLE, or the sample when that is larger, are read; the names of the rest come second.

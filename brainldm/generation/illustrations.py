@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from brainldm.data.pipeline import load_image
-from brainldm.datasets.bids import Record, read_dataset
+from brainldm.datasets.bids import read_dataset
+from brainldm.datasets.scans import Scan
 from brainldm.generation.sampler import make_sampler, reconstruct, sweep
 from brainldm.weights.model_folder import Model, load_model
 
@@ -33,7 +34,7 @@ def illustrate(model_folder: str | Path, real: str | Path, seed: int = 0) -> dic
     }
 
 
-def _sweep(model: Model, records: list[Record], seed: int) -> tuple[str, list[float], np.ndarray] | None:
+def _sweep(model: Model, records: list[Scan], seed: int) -> tuple[str, list[float], np.ndarray] | None:
     covariates = model.spec.covariates
     if SWEPT not in covariates.names:
         return None

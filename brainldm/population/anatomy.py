@@ -167,7 +167,7 @@ class Anatomy:
         )
 
 
-def draw_shape(rng: np.random.Generator, anatomy: Anatomy, person: Mapping[str, Any]) -> Shape:
+def sample_shape(rng: np.random.Generator, anatomy: Anatomy, person: Mapping[str, Any]) -> Shape:
     """Draw the head's size, proportions, pose and folding of one `person` (age and head_ml are used)."""
     scale = (person["head_ml"] / anatomy.icv_ml) ** (1 / 3)
     proportion = np.exp(rng.normal(0, (0.03, 0.03, 0.02)))

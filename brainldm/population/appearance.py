@@ -21,7 +21,7 @@ def tissue_means(age: float) -> tuple[float, float, float]:
     return 0.18, 0.600 + 0.013 * decades, 0.885 - 0.012 * decades
 
 
-def draw_image(rng: np.random.Generator, anatomy: Anatomy, tissues: Tissues, age: float) -> np.ndarray:
+def render_image(rng: np.random.Generator, anatomy: Anatomy, tissues: Tissues, age: float) -> np.ndarray:
     """The image [D, H, W] float32 in 0..1, exactly 0 outside the head.
 
     With age, besides the contrast, the white matter next to the ventricles darkens (caps and rims) to a

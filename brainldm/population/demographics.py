@@ -22,7 +22,9 @@ _CSF_SHARE = 0.025
 """Least share of the head that is neither tissue nor lateral ventricle."""
 
 
-def draw_conditions(rng: np.random.Generator, reference_icv_ml: float, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def sample_conditions(
+    rng: np.random.Generator, reference_icv_ml: float, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
     """One person: age (years), sex (F or M), ventricles_ml, brain_ml (normalised for head size) and head_ml.
 
     Ages follow UK Biobank's imaging cohort (63.6 +- 7.5 years, 44 to 82; 47 % men), ventricles a regression

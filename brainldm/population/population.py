@@ -19,16 +19,15 @@ import numpy as np
 import brainldm
 from brainldm.datasets import bids
 from brainldm.datasets.covariates import Covariates
-from brainldm.population.anatomy import Anatomy, Shape, Tissues, draw_shape
-from brainldm.population.appearance import draw_image
-from brainldm.population.demographics import draw_conditions
+from brainldm.population.anatomy import Anatomy, Shape, Tissues, sample_shape
+from brainldm.population.appearance import render_image
+from brainldm.population.demographics import sample_conditions
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import require_new_folder
 from brainldm.volumes import nifti
-from brainldm.volumes.grids import Grid
+from brainldm.volumes.grids import SPACE, Grid
 from brainldm.volumes.template import COPYRIGHT_NOTICE
 
-SPACE = "MNI152NLin2009aSym"
 _VOLUME_TOLERANCE = 0.025
 """A ventricular volume farther from the asked one (relative) is corrected."""
 
@@ -62,12 +61,12 @@ class Population:
         """The grid of the images."""
         return self._anatomy.grid
 
-    def draw(self, seed: int, index: int, **overrides: Any) -> dict[str, Any]:
+    def sample_conditions(self, seed: int, index: int, **overrides: Any) -> dict[str, Any]:
         """The conditions asked of person `index`: age, sex, ventricles_ml, brain_ml, head_ml.
 
         `overrides` replace single conditions. Raises UserError for a combination that no head can hold.
         """
-        return draw_conditions(_streams(seed, index)[0], self._anatomy.icv_ml, overrides)
+        return sample_conditions(_streams(seed, index)[0], self._anatomy.icv_ml, overrides)
 
     def make(self, seed: int, index: int, **overrides: Any) -> Subject:
         """Person `index` (from 0) of the population `seed`: the same arguments give the same voxels.
@@ -77,10 +76,10 @@ class Population:
         can hold.
         """
         _, shape_stream, look_stream = _streams(seed, index)
-        requested = self.draw(seed, index, **overrides)
-        shape = draw_shape(shape_stream, self._anatomy, requested)
+        requested = self.sample_conditions(seed, index, **overrides)
+        shape = sample_shape(shape_stream, self._anatomy, requested)
         tissues = self._fit(shape, requested)
-        image = draw_image(look_stream, self._anatomy, tissues, requested["age"])
+        image = render_image(look_stream, self._anatomy, tissues, requested["age"])
         grid = self._anatomy.grid
         ventricles, tissue = (
             self._anatomy.to_grid(part, tissues.blocks) for part in (tissues.ventricles, tissues.tissue)
@@ -216,7 +215,7 @@ def _require_counts(n: int, workers: int) -> None:
 _README = """Embedded population of brainldm: {n} made brains, {spacing:g} mm, seed {seed}
 
 These are not real people. Every image is the ICBM 152 template (MNI152, nonlinear symmetric, 2009a) deformed,
-with ventricles, brain volume, contrast and noise set by drawn covariates. The population is a stand-in for
+with ventricles, brain volume, contrast and noise set by sampled covariates. The population is a stand-in for
 trying things out and for tests; nothing medical can be concluded from it.
 
 participants.tsv gives the volumes measured on the deformed labels.

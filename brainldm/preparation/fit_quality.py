@@ -80,7 +80,7 @@ def _templates() -> tuple[Template, Template]:
     return load_template(4), load_template(2)
 
 
-def agreement(reference: Reference, moving: Volume, pose: np.ndarray) -> float:
+def template_correlation(reference: Reference, moving: Volume, pose: np.ndarray) -> float:
     """Correlation with the template in and around its brain: what a fit from one start is compared by with others."""
     points, values = reference.region
     return correlation(values, sample(moving, points, pose_matrix(pose, reference.centre)))

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from brainldm.datasets.bids import Excluded
-from brainldm.datasets.scans import Scan
-from brainldm.preparation.records import Places
-from brainldm.preparation.scan import HIGH_PERCENTILE, Options, brain_mask
+from brainldm.datasets.scans import Excluded, Scan
+from brainldm.preparation.records import OutputPaths
+from brainldm.preparation.scan import HIGH_PERCENTILE, PrepareOptions, brain_mask
 from brainldm.reports import mosaics
 from brainldm.reports.html import card, document, picture, section, table
 from brainldm.runtime.files import write_atomically
@@ -34,7 +33,9 @@ _COLOURS = {"stripped": "#1f5fa8", "whole": "#b7791f"}
 Kept = Sequence[tuple[Scan, dict[str, Any]]]
 
 
-def write_quality_page(out: Path, kept: Kept, refused: Kept, excluded: Sequence[Excluded], options: Options) -> None:
+def write_quality_page(
+    out: Path, kept: Kept, refused: Kept, excluded: Sequence[Excluded], options: PrepareOptions
+) -> None:
     """Write `out`/qc.html. `kept` and `refused` are scans with their records; `excluded` all that is left out.
 
     The bytes depend on the arguments and the images alone.
@@ -49,13 +50,15 @@ def write_quality_page(out: Path, kept: Kept, refused: Kept, excluded: Sequence[
     mask = brain_mask(options.grid)
     if worst:
         title = "Prepared scans, the worst fit first" if others else "All prepared scans, the worst fit first"
-        parts.append(section(title, _brains([(s, r, Places(out, s).image) for s, r in worst], mask, _READ_AS)))
+        parts.append(section(title, _brains([(s, r, OutputPaths(out, s).image) for s, r in worst], mask, _READ_AS)))
     if sampled:
         text = f"{len(sampled)} of the other {len(others)}, at even distances in the order of their names."
         parts.append(
-            section("A sample of the rest", _brains([(s, r, Places(out, s).image) for s, r in sampled], mask, text))
+            section(
+                "A sample of the rest", _brains([(s, r, OutputPaths(out, s).image) for s, r in sampled], mask, text)
+            )
         )
-    seen = [(s, r, Places(out, s).quarantined) for s, r in refused if Places(out, s).quarantined.exists()]
+    seen = [(s, r, OutputPaths(out, s).quarantined) for s, r in refused if OutputPaths(out, s).quarantined.exists()]
     if seen:
         text = (
             f"{min(len(seen), QUARANTINED)} of {len(seen)} scans whose registration did not pass. If one looks right, "
@@ -74,7 +77,7 @@ _READ_AS = (
 )
 
 
-def _head(kept: Kept, excluded: Sequence[Excluded], options: Options) -> str:
+def _head(kept: Kept, excluded: Sequence[Excluded], options: PrepareOptions) -> str:
     similar = [record["Registration"]["Similarity"] for _, record in kept]
     overlaps = [record["Registration"]["Overlap"] for _, record in kept]
     whole = sum(not record["SkullStripped"] for _, record in kept)
@@ -107,7 +110,7 @@ def _lowest(values: Sequence[float]) -> str:
     return f"{min(values):.2f}" if values else "none"
 
 
-def _margin(record: dict[str, Any], options: Options) -> float:
+def _margin(record: dict[str, Any], options: PrepareOptions) -> float:
     """How far a scan's quality lies above its limits, so that heads and stripped brains can be sorted together."""
     fit = record["Registration"]
     similarity, overlap = options.limits("stripped" if record["SkullStripped"] else "whole")
@@ -168,7 +171,7 @@ def _tile(volume: np.ndarray, mask: np.ndarray, *lines: str) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _figures(kept: Kept, options: Options) -> str:
+def _figures(kept: Kept, options: PrepareOptions) -> str:
     figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from brainldm.datasets.scans import Scan
-from brainldm.population.population import SPACE
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, read_json, write_json
-from brainldm.volumes.grids import Grid
+from brainldm.volumes.grids import SPACE, Grid
 from brainldm.volumes.nifti import write_volume
 
 EXCLUDED = "excluded"
@@ -26,7 +25,7 @@ EXCLUDED = "excluded"
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class OutputPaths:
     """The files of one scan in the output folder `out`."""
 
     out: Path
@@ -53,19 +52,19 @@ class Places:
         return self.out / EXCLUDED / f"{self.scan.name}.nii"
 
     @property
-    def rejection(self) -> Path:
+    def exclusion(self) -> Path:
         """The record of a scan that is not passed on."""
         return self.out / EXCLUDED / f"{self.scan.name}.json"
 
 
-def record_of(places: Places, recorded: Mapping[str, Any], verify: bool = False) -> dict[str, Any] | None:
+def record_of(paths: OutputPaths, recorded: Mapping[str, Any], verify: bool = False) -> dict[str, Any] | None:
     """The record of a scan that is done with these options, or None when it is to do.
 
-    It is to do when there is no record, the options are others, the image is gone or of another length, or the
+    It is to do when there is no record, the options are others, the image is missing or of another length, or the
     scan or its mask changed: another size, or newer than the record and of another SHA-256. `verify` compares the
     SHA-256 of the scan, the mask and the image in any case.
     """
-    for path in (places.sidecar, places.rejection):
+    for path in (paths.sidecar, paths.exclusion):
         try:
             record = read_json(path)
             written = path.stat().st_mtime_ns
@@ -75,35 +74,35 @@ def record_of(places: Places, recorded: Mapping[str, Any], verify: bool = False)
             continue
         if any(
             _changed(source, record.get(f"{what}Bytes"), record.get(f"{what}SHA256"), written, verify)
-            for what, source in (("Source", places.scan.path), ("Mask", places.scan.mask))
+            for what, source in (("Source", paths.scan.path), ("Mask", paths.scan.mask))
         ):
             continue
-        if path == places.rejection:
+        if path == paths.exclusion:
             return record
-        if _size(places.image) == record.get("Bytes") and not (
-            verify and file_sha256(places.image) != record.get("SHA256")
+        if _size(paths.image) == record.get("Bytes") and not (
+            verify and file_sha256(paths.image) != record.get("SHA256")
         ):
             return record
     return None
 
 
-def write_prepared(places: Places, record: Mapping[str, Any], image: np.ndarray, grid: Grid) -> None:
+def write_prepared(paths: OutputPaths, record: Mapping[str, Any], image: np.ndarray, grid: Grid) -> None:
     """Write image [D, H, W] and sidecar of a scan, and remove what an earlier run left of it."""
-    _remove(places.sidecar, places.rejection, places.quarantined)
-    content = write_volume(places.image, image, grid.affine, description="brainldm prepare")
+    _remove(paths.sidecar, paths.exclusion, paths.quarantined)
+    content = write_volume(paths.image, image, grid.affine, description="brainldm prepare")
     hashed = {"SHA256": hashlib.sha256(content).hexdigest(), "Bytes": len(content)}
-    write_json(places.sidecar, {**record, **hashed})
+    write_json(paths.sidecar, {**record, **hashed})
 
 
-def write_rejected(places: Places, record: Mapping[str, Any], image: np.ndarray | None, grid: Grid) -> None:
+def write_excluded_scan(paths: OutputPaths, record: Mapping[str, Any], image: np.ndarray | None, grid: Grid) -> None:
     """Write the record of a scan that is not passed on, with its image if it got so far."""
-    _remove(places.sidecar, places.image, places.rejection, places.quarantined)
-    for folder in (places.folder, places.folder.parent, places.folder.parent.parent):
-        if folder != places.out and folder.is_dir() and not any(folder.iterdir()):
+    _remove(paths.sidecar, paths.image, paths.exclusion, paths.quarantined)
+    for folder in (paths.folder, paths.folder.parent, paths.folder.parent.parent):
+        if folder != paths.out and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     if image is not None:
-        write_volume(places.quarantined, image, grid.affine, description="brainldm prepare: excluded")
-    write_json(places.rejection, record)
+        write_volume(paths.quarantined, image, grid.affine, description="brainldm prepare: excluded")
+    write_json(paths.exclusion, record)
 
 
 def hashes(scan: Scan) -> dict[str, Any]:
@@ -141,6 +140,6 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _remove(*paths: Path) -> None:
-    for path in paths:
+def _remove(*files: Path) -> None:
+    for path in files:
         path.unlink(missing_ok=True)

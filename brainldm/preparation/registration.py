@@ -24,10 +24,10 @@ from scipy.spatial.transform import Rotation
 
 from brainldm.preparation.fit_quality import (
     Reference,
-    agreement,
     coverage,
     overlap,
     similarity,
+    template_correlation,
     template_reference,
 )
 from brainldm.runtime.errors import UserError
@@ -65,7 +65,7 @@ _PADDING_MM = 40
 """Background put around a skull-stripped scan: outside its field of view there is none of its brain."""
 _SEED = 1
 _SAMPLED, _ITERATIONS, _STEPS_MM, _SMALLEST_STEPS_MM = (0.5, 0.15), (60, 80), (2.0, 0.5), (0.05, 0.005)
-"""Of the fit at 4 mm and at 2 mm: share of voxels looked at, most steps, first and last step."""
+"""Of the fit at 4 mm and at 2 mm: fraction of voxels looked at, most steps, first and last step."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Registration:
     the size of the brain relative to the template's, along one axis, which the fit found and dropped.
     `similarity` is the correlation of the fitted scan's details with the template's inside the brain, `overlap` the
     Dice coefficient of the brain's estimate with the template's brain, both with the scale still in: they tell a
-    bad fit, not a small head (see LIMITS). `coverage` is the share of the template's brain inside the scan's field
+    bad fit, not a small head (see LIMITS). `coverage` is the fraction of the template's brain inside the scan's field
     of view. `skull` is "stripped" or "whole".
     """
 
@@ -134,12 +134,12 @@ def register(scan: Volume, skull: str = "auto") -> Registration:
     starts = _search(reference, moving, stripped)
     with one_thread(itk):
         candidates = [_fit(itk, reference, 0, moving[1], start, stripped) for start in starts]
-        best = max(candidates, key=lambda pose: agreement(reference, moving[1], pose))
+        best = max(candidates, key=lambda pose: template_correlation(reference, moving[1], pose))
         pose = _fit(itk, reference, 1, moving[0], best, stripped)
-    return _judged(reference, scan, moving[0], pose, skull)
+    return _registration_of(reference, scan, moving[0], pose, skull)
 
 
-def judge(scan: Volume, skull: str = "auto") -> Registration:
+def assess_fit(scan: Volume, skull: str = "auto") -> Registration:
     """What `register` reports, for a scan that is in MNI152 space already: nothing is fitted or moved.
 
     The size of the brain, which the measures leave out, is the one of a few at which they are best. Needs no
@@ -152,10 +152,10 @@ def judge(scan: Volume, skull: str = "auto") -> Registration:
     sizes = [_volume_scale(reference, moving)] if stripped else [0.85, 0.9, 0.95, 1.0]
     poses = [np.array([0.0] * 6 + [size]) for size in sizes]
     best = max(poses, key=lambda pose: similarity(reference, moving, pose))
-    return _judged(reference, scan, moving, best, skull)
+    return _registration_of(reference, scan, moving, best, skull)
 
 
-def _judged(reference: Reference, scan: Volume, moving: Volume, pose: np.ndarray, skull: str) -> Registration:
+def _registration_of(reference: Reference, scan: Volume, moving: Volume, pose: np.ndarray, skull: str) -> Registration:
     return Registration(
         scan_to_template=np.linalg.inv(pose_matrix(pose, reference.centre, with_scale=False)),
         scale=round(float(pose[6]), 6),

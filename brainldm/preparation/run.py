@@ -18,19 +18,20 @@ from typing import Any
 
 from brainldm.datasets.find import Found, find_scans
 from brainldm.datasets.folders import is_bids
-from brainldm.datasets.scans import Scan
-from brainldm.population.population import SPACE
+from brainldm.datasets.scans import Scan, ScanError
 from brainldm.preparation import records
-from brainldm.preparation.records import Places
+from brainldm.preparation.records import OutputPaths
 from brainldm.preparation.registration import require_simpleitk
-from brainldm.preparation.scan import Options, Rejected, prepare_scan, software
+from brainldm.preparation.scan import PrepareOptions, prepare_scan, software
 from brainldm.preparation.stripping import list_masks, mask_of
 from brainldm.preparation.tables import write_excluded_table, write_tables
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import read_json, require_new_folder, write_json
+from brainldm.runtime.lock import LOCK, locked
 from brainldm.runtime.signals import StopRequest
+from brainldm.volumes.grids import SPACE
 
-MARK = "prepare.json"
+MARKER = "prepare.json"
 """The file of the options, which marks a folder as ours to continue."""
 _FORMAT = 1
 _ALWAYS_ALLOWED = 20
@@ -62,13 +63,13 @@ class _Job:
     scan: Scan
     out: Path
     shown: str
-    options: Options
+    options: PrepareOptions
 
 
 def prepare(
     source: str | Path,
     out: str | Path,
-    options: Options | None = None,
+    options: PrepareOptions | None = None,
     *,
     table: str | Path | None = None,
     pattern: str | None = None,
@@ -79,7 +80,7 @@ def prepare(
     verify: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Summary:
-    """Bring the scans of `source` (see `sources.find_scans`) to a training grid as the BIDS derivative `out`.
+    """Bring the scans of `source` (see `find_scans`) to a training grid as the BIDS derivative `out`.
 
     A scan that is done is not done again, unless it or its mask changed (see `records.record_of`); `retry` repeats
     the excluded ones, `verify` compares every SHA-256. `shard` (i, n), from 1, takes each n-th scan; whichever run
@@ -87,11 +88,11 @@ def prepare(
     output depend on source and options alone, not on workers, shards or interruptions.
     `progress(done, total, excluded)` is called after each scan.
 
-    Raises UserError for a source without scans, an `out` that holds something else or was made with other options,
-    a tool that is missing, or more excluded scans than the share `max_excluded` (with excluded.tsv written and
-    nothing lost); Stopped after SIGTERM or Ctrl-C.
+    Raises UserError for a source without scans, an `out` that holds something else, was made with other options, or
+    in which another run of the same shard is at work, a tool that is missing, or more excluded scans than the share
+    `max_excluded` (with excluded.tsv written and nothing lost); Stopped after SIGTERM or Ctrl-C.
     """
-    options = options or Options()
+    options = options or PrepareOptions()
     source, out = Path(source), Path(out)
     _require(source, out, options, workers, shard, max_excluded)
     found = find_scans(source, table=table, pattern=pattern)
@@ -99,29 +100,33 @@ def prepare(
         first = f" The first of {len(found.excluded)} left out: {found.excluded[0].reason}." if found.excluded else ""
         raise UserError(f"{source}: no T1w scans in it.{first} Give a BIDS dataset, a folder, a list or a table.")
     found = _with_masks(found, options)
-    _continue_or_begin(out, options)
-    recorded = options.recorded()
-    mine = found.scans[shard[0] - 1 :: shard[1]]
-    todo, refused, done = [], 0, 0
-    for scan in mine:
-        record = records.record_of(Places(out, scan), recorded, verify)
-        if record is None or (retry and "Reason" in record):
-            todo.append(_Job(scan, out, _shown(source, scan.path), options))
-        else:
-            done += 1
-            refused += "Reason" in record
-    allowed = max_excluded * (len(found.scans) + len(found.excluded))
-    kept = done - refused
-    if progress is not None:
-        progress(done, len(mine), refused)
-    with contextlib.closing(_run(todo, workers)) as results:
-        for was_kept in results:
-            kept, refused = kept + was_kept, refused + (not was_kept)
-            if progress is not None:
-                progress(kept + refused, len(mine), refused)
-            if refused + len(found.excluded) > max(allowed, _ALWAYS_ALLOWED):
-                break
-    return _finish(source, out, found, options, shard, max_excluded, len(todo))
+    if not (out.is_dir() and all(path.name.startswith(LOCK) for path in out.iterdir())):
+        require_new_folder(out, MARKER)
+    name = LOCK if shard[1] == 1 else f"{LOCK}-{shard[0]}-of-{shard[1]}"
+    with locked(out, name, keep=False):  # a second run would clear away what this one is writing
+        _continue_or_begin(out, options)
+        recorded = options.recorded()
+        mine = found.scans[shard[0] - 1 :: shard[1]]
+        todo, refused, done = [], 0, 0
+        for scan in mine:
+            record = records.record_of(OutputPaths(out, scan), recorded, verify)
+            if record is None or (retry and "Reason" in record):
+                todo.append(_Job(scan, out, _shown(source, scan.path), options))
+            else:
+                done += 1
+                refused += "Reason" in record
+        allowed = max_excluded * (len(found.scans) + len(found.excluded))
+        kept = done - refused
+        if progress is not None:
+            progress(done, len(mine), refused)
+        with contextlib.closing(_run(todo, workers)) as results:
+            for was_kept in results:
+                kept, refused = kept + was_kept, refused + (not was_kept)
+                if progress is not None:
+                    progress(kept + refused, len(mine), refused)
+                if refused + len(found.excluded) > max(allowed, _ALWAYS_ALLOWED):
+                    break
+        return _finish(source, out, found, options, shard, max_excluded, len(todo))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -133,17 +138,23 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def _finish(
-    source: Path, out: Path, found: Found, options: Options, shard: tuple[int, int], max_excluded: float, done_now: int
+    source: Path,
+    out: Path,
+    found: Found,
+    options: PrepareOptions,
+    shard: tuple[int, int],
+    max_excluded: float,
+    done_now: int,
 ) -> Summary:
     """Tables and page when every scan has its record, and the count of the excluded."""
     recorded = options.recorded()
-    results = [(scan, records.record_of(Places(out, scan), recorded)) for scan in found.scans]
+    results = [(scan, records.record_of(OutputPaths(out, scan), recorded)) for scan in found.scans]
     refused = sum(record is not None and "Reason" in record for _, record in results)
     prepared = sum(record is not None for _, record in results) - refused
     total, excluded = len(found.scans) + len(found.excluded), refused + len(found.excluded)
     complete = prepared + refused == len(found.scans)
     if shard[1] == 1 or complete:
-        folders = {Places(out, scan).folder for scan in found.scans}
+        folders = {OutputPaths(out, scan).folder for scan in found.scans}
         # a run of another shard may be writing one of its own at the root
         records.clear_temporaries(folders | ({out, out / records.EXCLUDED} if shard[1] == 1 else set()))
     if excluded > max_excluded * total:
@@ -159,7 +170,7 @@ def _finish(
 
 
 def _require(
-    source: Path, out: Path, options: Options, workers: int, shard: tuple[int, int], max_excluded: float
+    source: Path, out: Path, options: PrepareOptions, workers: int, shard: tuple[int, int], max_excluded: float
 ) -> None:
     """Raise UserError for what cannot work, before anything is read."""
     if not 1 <= shard[0] <= shard[1]:
@@ -179,26 +190,25 @@ def _require(
             raise UserError(f"--strip-command: {tool} is no command here. Install it, or give its whole path.")
 
 
-def _with_masks(found: Found, options: Options) -> Found:
+def _with_masks(found: Found, options: PrepareOptions) -> Found:
     if not options.masks:
         return found
     masks = list_masks(Path(options.masks))
     return dataclasses.replace(found, scans=[dataclasses.replace(s, mask=mask_of(masks, s.path)) for s in found.scans])
 
 
-def _continue_or_begin(out: Path, options: Options) -> None:
+def _continue_or_begin(out: Path, options: PrepareOptions) -> None:
     """Mark `out` as made with these options. Raises UserError when it was made with others."""
-    require_new_folder(out, MARK)
-    mark = {"Format": _FORMAT, "Options": options.recorded()}
-    if not (out / MARK).exists():
-        write_json(out / MARK, mark)
+    marker = {"Format": _FORMAT, "Options": options.recorded()}
+    if not (out / MARKER).exists():
+        write_json(out / MARKER, marker)
         return
-    before = read_json(out / MARK)
-    if before == mark:
+    before = read_json(out / MARKER)
+    if before == marker:
         return
     old = before.get("Options") if isinstance(before, dict) else None
     old = old if isinstance(old, dict) else {}
-    changed = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in mark["Options"].items() if old.get(k) != v]
+    changed = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in marker["Options"].items() if old.get(k) != v]
     raise UserError(
         f"{out}: was made with other options ({'; '.join(changed) or 'of another version'}), and images made in two "
         "ways do not belong into one dataset. Repeat the options of the first run, or give a new folder."
@@ -295,8 +305,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _do(job: _Job) -> bool:
     """Prepare one scan and write what came of it; whether it was kept."""
-    places, grid = Places(job.out, job.scan), job.options.target
-    records.clear_temporaries([places.folder])
+    paths, grid = OutputPaths(job.out, job.scan), job.options.target
+    records.clear_temporaries([paths.folder])
     record: dict[str, Any] = {
         "Sources": [job.shown],
         **records.hashes(job.scan),
@@ -305,17 +315,17 @@ def _do(job: _Job) -> bool:
     }
     try:
         prepared = prepare_scan(job.scan.path, job.options, job.scan.mask)
-    except Rejected as rejected:
-        reason = str(rejected).replace(str(job.scan.path), job.shown)
-        facts = {"Stage": rejected.stage, "Reason": reason}
-        records.write_rejected(places, {**facts, **record, **rejected.facts}, rejected.image, grid)
+    except ScanError as error:
+        reason = str(error).replace(str(job.scan.path), job.shown)
+        why = {"Stage": error.stage, "Reason": reason}
+        records.write_excluded_scan(paths, {**why, **record, **error.sidecar}, error.image, grid)
         return False
     except (BrainldmError, MemoryError, OSError):
         raise
     except Exception as error:  # one odd scan must not end the run of forty thousand
         reason = f"{job.shown}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        records.write_rejected(places, {"Stage": "processing", "Reason": reason, **record}, None, grid)
+        records.write_excluded_scan(paths, {"Stage": "processing", "Reason": reason, **record}, None, grid)
         return False
     what = f"T1w scan in {SPACE} on the grid {job.options.grid}, intensities 0 to 1"
-    records.write_prepared(places, {"Description": what, **record, **prepared.facts}, prepared.image, grid)
+    records.write_prepared(paths, {"Description": what, **record, **prepared.sidecar}, prepared.image, grid)
     return True

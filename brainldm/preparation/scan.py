@@ -12,12 +12,14 @@ import numpy as np
 from scipy import ndimage
 
 import brainldm
+from brainldm.datasets.scans import ScanError
 from brainldm.preparation import registration
 from brainldm.preparation.stripping import check_command, strip_by_command
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.geometry import background_value, shrink
 from brainldm.volumes.grids import Grid, training_grid
 from brainldm.volumes.nifti import Volume, read_volume
+from brainldm.volumes.plausibility import SMALLEST_FOV_MM, looks_like_labels
 from brainldm.volumes.template import load_template
 
 PRESETS = {"paper-1mm": 1, "paper-2mm": 2, "paper-4mm": 4}
@@ -29,27 +31,18 @@ HIGH_PERCENTILE = 99.8
 largest value itself would let one bright voxel decide the contrast of a whole brain."""
 LOW_PERCENTILE = 0.5
 """Of all voxels (of the brain's own, when stripped and brighter nowhere): mapped to 0."""
-SMALLEST_FOV_MM = 90
 HISTOGRAM_BINS = 32
 
 
-class Rejected(UserError):
-    """This scan cannot be used. `stage` is the step that found it, `facts` what was known by then."""
-
-    def __init__(self, stage: str, reason: str, facts: dict[str, Any] | None = None, image: np.ndarray | None = None):
-        super().__init__(reason)
-        self.stage, self.facts, self.image = stage, facts or {}, image
-
-
 @dataclasses.dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What is done to every scan; two runs with equal options write equal bytes.
 
     `grid`: one of PRESETS. `registered`: the scans lie in MNI152 space, so only resample. `bias_correction`: N4.
     `skull`: "auto", "stripped" or "whole". `interpolation`: "linear" or "cubic". `masks`: folder of brain masks.
     `strip_command`: command of a skull stripper with {input} and {output} or {mask}. `min_similarity`,
     `min_overlap`: limits of the registration's quality, None for the measured ones (`registration.LIMITS`);
-    `min_coverage`: least share of the template's brain inside the field of view.
+    `min_coverage`: least fraction of the template's brain inside the field of view.
     """
 
     grid: str = "paper-1mm"
@@ -90,101 +83,89 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """`image` float32 [D, H, W] in 0..1 on the target grid; `facts` for the sidecar, as plain JSON values."""
+    """`image` float32 [D, H, W] in 0..1 on the target grid; `sidecar` for the file beside it, as plain JSON values."""
 
     image: np.ndarray
-    facts: dict[str, Any]
+    sidecar: dict[str, Any]
 
 
-def prepare_scan(path: str | Path, options: Options, mask: str | Path | None = None) -> Prepared:
+def prepare_scan(path: str | Path, options: PrepareOptions, mask: str | Path | None = None) -> Prepared:
     """Read, orient, strip, correct, register, resample and scale one scan, as `options` say.
 
     `mask` is a brain mask in the scan's space. The voxels are interpolated once, from the scan's own grid; where
     the target voxels are larger, a Gaussian brings the resolution down first. Outside the field of view is 0.
-    Raises Rejected, with the stage, for a scan that cannot be used: damaged, a label map, too small a field of
+    Raises ScanError, with the stage, for a scan that cannot be used: damaged, a label map, too small a field of
     view, no brain found, or a registration below the limits. Raises UserError when a tool is missing.
     """
     path = Path(path)
     scan = _read(path)
-    facts: dict[str, Any] = {"Notes": list(scan.notes)} if scan.notes else {}
+    sidecar: dict[str, Any] = {"Notes": list(scan.notes)} if scan.notes else {}
     scan, stripped_by = _strip(scan, path, options, mask)
     skull = options.skull if stripped_by is None else "stripped"
     skull = registration.find_skull(scan) if skull == "auto" else skull
-    scan = _above_zero(scan, skull == "stripped", facts)
+    scan = _above_zero(scan, skull == "stripped", sidecar)
     if options.bias_correction:
         scan = correct_bias(scan)
-    find = registration.judge if options.registered else registration.register
+    find = registration.assess_fit if options.registered else registration.register
     try:
         found = find(scan, skull)
     except RuntimeError as error:  # ITK gives up on images without overlap
-        raise Rejected("registration", f"{path.name}: no fit to the template ({_last_line(error)}).", facts) from error
-    facts["SkullStripped"] = skull == "stripped"
-    facts["StrippedBy"] = stripped_by or ("source" if skull == "stripped" else "none")
-    facts["Registration"] = _registration_facts(found, options.registered)
+        raise ScanError(
+            f"{path.name}: no fit to the template ({_last_line(error)}).", "registration", sidecar
+        ) from error
+    sidecar["SkullStripped"] = skull == "stripped"
+    sidecar["StrippedBy"] = stripped_by or ("source" if skull == "stripped" else "none")
+    sidecar["Registration"] = _registration_entries(found, options.registered)
     to_template = np.eye(4) if options.registered else found.scan_to_template
     image = resample(scan, to_template, options.target, INTERPOLATIONS[options.interpolation])
-    image = _scale(image, options, facts, path)
+    image = _scale(image, options, sidecar, path)
     problem = _quality_problem(found, options, path)
     if problem:
-        raise Rejected("quality", problem, facts, image)
-    return Prepared(image, facts)
+        raise ScanError(problem, "quality", sidecar, image)
+    return Prepared(image, sidecar)
 
 
 def _read(path: Path) -> Volume:
     try:
         scan = read_volume(path)
     except UserError as error:
-        raise Rejected("reading", str(error)) from error
+        raise ScanError(str(error), "reading") from error
     fov = np.asarray(scan.data.shape) * np.linalg.norm(scan.affine[:3, :3], axis=0)
     if fov.min() < SMALLEST_FOV_MM:
-        raise Rejected(
-            "reading",
+        raise ScanError(
             f"{path}: the field of view is {' x '.join(f'{side:.0f}' for side in fov)} mm, less than a brain "
             f"({SMALLEST_FOV_MM} mm at least along each axis). A slab or a localiser? Leave it out.",
+            "reading",
         )
     if looks_like_labels(scan.data):
-        raise Rejected(
-            "reading", f"{path}: a label map or mask (whole numbers, constant over regions), not a T1w image."
+        raise ScanError(
+            f"{path}: a label map or mask (whole numbers, constant over regions), not a T1w image.", "reading"
         )
     return scan
 
 
-def looks_like_labels(data: np.ndarray) -> bool:
-    """Whether an image [D, H, W] is a segmentation: few whole numbers, and neighbours mostly equal.
-
-    Few distinct values alone do not tell, because 8-bit scans have no more than 256.
-    """
-    values = data[:: max(1, data.shape[0] // 48)]
-    inside = values != background_value(data)
-    if not inside.any() or not np.array_equal(np.rint(values[inside]), values[inside]):
-        return False
-    pairs = inside[:, 1:] & inside[:, :-1]
-    equal = (values[:, 1:] == values[:, :-1])[pairs]
-    return equal.size > 0 and float(equal.mean()) > 0.6
-
-
-def _strip(scan: Volume, path: Path, options: Options, mask: str | Path | None) -> tuple[Volume, str | None]:
+def _strip(scan: Volume, path: Path, options: PrepareOptions, mask: str | Path | None) -> tuple[Volume, str | None]:
     """The scan with everything but the brain set to its background, and how ("mask", "command" or None)."""
     if options.strip_command:
         try:
             brain = strip_by_command(options.strip_command, path)
         except UserError as error:
-            raise Rejected("stripping", str(error)) from error
+            raise ScanError(str(error), "stripping") from error
         by = "command"
     else:
         if mask is None and options.masks:
-            raise Rejected("stripping", f"{path.name}: no mask of this name in the folder of masks.")
+            raise ScanError(f"{path.name}: no mask of this name in the folder of masks.", "stripping")
         if mask is None:
             return scan, None
         try:
             brain = read_volume(mask)
         except UserError as error:
-            raise Rejected("stripping", str(error)) from error
+            raise ScanError(str(error), "stripping") from error
         by = "mask"
     inside = _on_grid_of(scan, brain)
     volume_ml = inside.sum() * abs(np.linalg.det(scan.affine[:3, :3])) / 1000
     if not 400 <= volume_ml <= 2300:
-        raise Rejected("stripping", f"{path.name}: its brain mask has {volume_ml:.0f} mL, which is no brain.")
+        raise ScanError(f"{path.name}: its brain mask has {volume_ml:.0f} mL, which is no brain.", "stripping")
     low = float(scan.data[inside].min())
     # Inside the mask nothing may equal the background: a dark voxel of a ventricle is brain.
     data = np.where(inside, np.maximum(scan.data - low, 0) + 1e-3 * float(np.ptp(scan.data[inside])), 0)
@@ -201,7 +182,7 @@ def _on_grid_of(scan: Volume, mask: Volume) -> np.ndarray:
     ).astype(bool)
 
 
-def _above_zero(scan: Volume, stripped: bool, facts: dict[str, Any]) -> Volume:
+def _above_zero(scan: Volume, stripped: bool, sidecar: dict[str, Any]) -> Volume:
     """The scan minus its darkest value, nothing below 0 and, when stripped, exactly 0 outside the brain.
 
     The darkest value is the background's where that is darker than the brain, else a low percentile.
@@ -211,14 +192,14 @@ def _above_zero(scan: Volume, stripped: bool, facts: dict[str, Any]) -> Volume:
         background = background_value(data)
         inside = data != background
         if not inside.any():
-            raise Rejected("reading", "Nothing but background in the image.")
+            raise ScanError("Nothing but background in the image.", "reading")
         low = float(np.percentile(data[inside], LOW_PERCENTILE))
         low = min(low, background) if background <= low else low
         data = np.maximum(data - low, 0) * inside
     else:
         low = float(np.percentile(data, LOW_PERCENTILE))
         data = np.maximum(data - low, 0)
-    facts["IntensityScaling"] = {"Low": _number(low), "LowPercentile": LOW_PERCENTILE}
+    sidecar["IntensityScaling"] = {"Low": _number(low), "LowPercentile": LOW_PERCENTILE}
     return Volume(data.astype(np.float32), scan.affine)
 
 
@@ -261,19 +242,19 @@ def resample(scan: Volume, to_template: np.ndarray, grid: Grid, order: int = 1) 
     return ndimage.affine_transform(data, matrix[:3, :3], matrix[:3, 3], grid.shape, order=order, output=np.float32)
 
 
-def _scale(image: np.ndarray, options: Options, facts: dict[str, Any], path: Path) -> np.ndarray:
+def _scale(image: np.ndarray, options: PrepareOptions, sidecar: dict[str, Any], path: Path) -> np.ndarray:
     brain = brain_mask(options.grid)
     inside = brain & (image > 0)
     if inside.sum() < 0.2 * brain.sum():
-        raise Rejected("quality", f"{path.name}: hardly anything lies where the template's brain is.", facts, None)
+        raise ScanError(f"{path.name}: hardly anything lies where the template's brain is.", "quality", sidecar)
     high = float(np.percentile(image[inside], HIGH_PERCENTILE))
-    facts["IntensityScaling"] |= {
-        "High": _number(facts["IntensityScaling"]["Low"] + high),
+    sidecar["IntensityScaling"] |= {
+        "High": _number(sidecar["IntensityScaling"]["Low"] + high),
         "HighPercentile": HIGH_PERCENTILE,
     }
     scaled = np.clip(image / high, 0, 1).astype(np.float32)
     counts = np.histogram(scaled[inside], HISTOGRAM_BINS, (0, 1))[0]
-    facts["IntensityHistogram"] = np.round(counts / counts.sum(), 5).tolist()
+    sidecar["IntensityHistogram"] = np.round(counts / counts.sum(), 5).tolist()
     return scaled
 
 
@@ -295,7 +276,7 @@ def brain_mask(grid: str) -> np.ndarray:
     return load_template(PRESETS[grid]).mask
 
 
-def _quality_problem(found: registration.Registration, options: Options, path: Path) -> str:
+def _quality_problem(found: registration.Registration, options: PrepareOptions, path: Path) -> str:
     """Why the registration is not good enough, or nothing."""
     similarity, overlap = options.limits(found.skull)
     low, high = registration.SCALES
@@ -317,7 +298,7 @@ def _quality_problem(found: registration.Registration, options: Options, path: P
     return f"{path.name}: {problem}."
 
 
-def _registration_facts(found: registration.Registration, registered: bool) -> dict[str, Any]:
+def _registration_entries(found: registration.Registration, registered: bool) -> dict[str, Any]:
     return {
         "Method": "none, the scan lies in MNI152 space"
         if registered

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import brainldm
-from brainldm.datasets.bids import Excluded, write_dataset_files, write_excluded
+from brainldm.datasets.bids import write_dataset_files, write_excluded
 from brainldm.datasets.columns import STANDARD
 from brainldm.datasets.covariates import Covariates
 from brainldm.datasets.find import Found
-from brainldm.datasets.scans import Scan
-from brainldm.population.population import SPACE
+from brainldm.datasets.scans import Excluded, Scan
 from brainldm.preparation.quality_page import write_quality_page
 from brainldm.preparation.records import EXCLUDED
-from brainldm.preparation.scan import Options
+from brainldm.preparation.scan import PrepareOptions
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_atomically
+from brainldm.volumes.grids import SPACE
 from brainldm.volumes.template import COPYRIGHT_NOTICE
 
 Results = Sequence[tuple[Scan, dict[str, Any] | None]]
@@ -26,7 +26,7 @@ _IGNORED = ("/prepare.json", "/excluded.tsv", "/quality.tsv", "/qc.html", f"/{EX
 _QUALITY = ("similarity", "overlap", "coverage", "scale", "rotation_degrees")
 
 
-def write_tables(out: Path, source: Path, found: Found, results: Results, options: Options) -> None:
+def write_tables(out: Path, source: Path, found: Found, results: Results, options: PrepareOptions) -> None:
     """Write everything of a finished dataset but its images; participants.tsv, which makes it one, last."""
     kept = [(scan, record) for scan, record in results if record is not None and "Reason" not in record]
     refused = write_excluded_table(out, found, results)
@@ -43,7 +43,7 @@ def write_tables(out: Path, source: Path, found: Found, results: Results, option
             {
                 "participant_id": scan.participant_id,
                 **({"session_id": scan.session_id or "n/a"} if sessions else {}),
-                **{name: scan.values.get(name, "n/a") for name in columns if name != "session_id"},
+                **{name: scan.covariates.get(name, "n/a") for name in columns if name != "session_id"},
             }
             for scan, _ in kept
         ],
@@ -81,7 +81,7 @@ def _columns(source: Path, kept: Results, sessions: bool) -> dict[str, dict[str,
     columns: dict[str, dict[str, Any]] = {}
     if sessions:
         columns["session_id"] = {"Description": "session of the scan"}
-    names = list(dict.fromkeys([*STANDARD, *(name for scan, _ in kept for name in scan.values)]))
+    names = list(dict.fromkeys([*STANDARD, *(name for scan, _ in kept for name in scan.covariates)]))
     for name in names:
         if name in ("participant_id", "session_id"):
             continue

@@ -17,32 +17,34 @@ LOCK = "brainldm.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file LOCK.
+def locked(folder: str | Path, name: str = LOCK, keep: bool = True) -> Iterator[None]:
+    """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file `name`.
 
-    The system lets go of it when the process ends, however it ends, so the file that stays behind locks nothing. On a
-    file system without locks (some network mounts) there is a warning and no protection. Raises UserError when
-    another process holds it.
+    The system lets go of it when the process ends, however it ends, so the file that stays behind locks nothing;
+    without `keep` it is removed at the end. On a file system without locks (some network mounts) there is a warning
+    and no protection. Raises UserError when another process holds it.
     """
     folder = Path(folder)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    handle = _acquire(folder)
+    handle = _acquire(folder, name)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
-        if made and {path.name for path in folder.iterdir()} == {LOCK}:  # nothing came of it
-            (folder / LOCK).unlink()
+        empty = made and {path.name for path in folder.iterdir()} == {name}  # nothing came of it
+        if empty or not keep:
+            (folder / name).unlink(missing_ok=True)
+        if empty:
             folder.rmdir()
         os.close(handle)
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(folder: Path, name: str) -> int:
     while True:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,7 +59,7 @@ def _acquire(folder: Path) -> int:
                 raise
             log(f"{folder}: this file system has no locks. See to it yourself that just one run works in it.")
         try:
-            if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
+            if os.path.samestat(os.fstat(handle), os.stat(folder / name)):
                 return handle
         except FileNotFoundError:
             folder.mkdir(parents=True, exist_ok=True)

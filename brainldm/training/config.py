@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from pathlib import Path
 
 import ml_collections
 
@@ -278,18 +277,3 @@ def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
-
-
-def config_file(name: str) -> Path:
-    """The file configs/`name`.py, which lies in the installed package or at the root of a checkout.
-
-    Raises UserError naming the nearest config when there is none of that name.
-    """
-    package = Path(__file__).resolve().parents[1]
-    folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
-    path = folder / f"{name}.py"
-    if not path.exists():
-        known = sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__")
-        near = difflib.get_close_matches(name, known, 1) or known
-        raise UserError(f"There is no config {name!r} in {folder}. Did you mean {near[0]}? All: {', '.join(known)}.")
-    return path

@@ -14,9 +14,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from brainldm.data.augmentation import Augmentation
-from brainldm.data.latents import LatentCache, image_mark
+from brainldm.data.latents import LatentCache, content_id
 from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
-from brainldm.datasets.bids import Excluded, Record, read_dataset
+from brainldm.datasets.bids import read_dataset
+from brainldm.datasets.scans import Excluded, Scan
 from brainldm.datasets.splits import SPLITS, split_three
 from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import UserError
@@ -32,7 +33,7 @@ CONTENT_THREADS = 8
 
 def read_splits(
     config: ml_collections.ConfigDict, need_images: bool = True
-) -> tuple[dict[str, list[Record]], tuple[Excluded, ...]]:
+) -> tuple[dict[str, list[Scan]], tuple[Excluded, ...]]:
     """The records of the dataset by split ("train", "validation" and "test"), and what of it is left out.
 
     Without `need_images` a record whose image is gone stays, with the path None.
@@ -50,7 +51,7 @@ def read_splits(
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
 
-def scan_info(splits: dict[str, list[Record]]) -> dict[str, Any]:
+def scan_info(splits: dict[str, list[Scan]]) -> dict[str, Any]:
     """What run.json says of the scans: how many, and a hash of the names of those to train on, in their order, which
     is what besides the seed decides which scans a batch holds."""
     return {
@@ -65,14 +66,14 @@ def images_sha256(content_ids: Iterable[str | None]) -> str:
     return _sha256("\n".join(map(str, content_ids)).encode())
 
 
-def content_ids(records: list[Record]) -> list[str | None]:
+def content_ids(records: list[Scan]) -> list[str | None]:
     """The content id of the image of every record: of each file its size, 64 KiB of its middle and its end are read.
 
     The end of a .nii.gz holds the checksum of the whole. Some tens of microseconds a scan where files are near, so
     it adds little to the start of a run; a hash of all bytes would read the dataset once.
     """
     with ThreadPoolExecutor(CONTENT_THREADS) as pool:
-        return list(pool.map(lambda record: image_mark(record.path), records))
+        return list(pool.map(lambda record: content_id(record.path), records))
 
 
 def conditions_sha256(config: ml_collections.ConfigDict, conditions: np.ndarray) -> str:
@@ -85,12 +86,12 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def conditions_of(config: ml_collections.ConfigDict, records: list[Record]) -> np.ndarray:
+def conditions_of(config: ml_collections.ConfigDict, records: list[Scan]) -> np.ndarray:
     """Condition vectors, float32 [N, C]."""
     return covariates_of(config).encode([record.covariates for record in records])
 
 
-def volume_sources(config: ml_collections.ConfigDict, splits: dict[str, list[Record]]) -> list[VolumeSource]:
+def volume_sources(config: ml_collections.ConfigDict, splits: dict[str, list[Scan]]) -> list[VolumeSource]:
     """Training and validation volumes, read into memory where they fit."""
     data = config.data
     chosen = {name: splits[name] for name in SPLITS[:2]}
@@ -135,14 +136,14 @@ def augment_elements(
 
 
 def padded_batches(
-    source: Any, size: int, threads: int = 0, share: tuple[int, int] = (0, 1)
+    source: Any, size: int, threads: int = 0, process_shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Batches of one fixed size over the whole source, and how many rows of each are real; threads read ahead.
 
-    With `share` (number, of how many) only that part of the rows of every batch is read and given.
+    With `process_shard` (number, of how many) only that part of the rows of every batch is read and given.
     """
-    number, parts = share
-    own = range(number * size // parts, (number + 1) * size // parts)
+    number, shards = process_shard
+    own = range(number * size // shards, (number + 1) * size // shards)
     # The last scan fills up the last batch.
     indices = [min(start + row, len(source) - 1) for start in range(0, len(source), size) for row in own]
     rows = read_ahead(source.__getitem__, indices, threads, len(own))
@@ -154,18 +155,18 @@ def padded_batches(
 def latent_cache(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
-    splits: dict[str, list[Record]],
+    splits: dict[str, list[Scan]],
     encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int,
-    share: tuple[int, int],
+    process_shard: tuple[int, int],
     autoencoder: dict[str, Any],
     latent_shape: tuple[int, ...],
 ) -> LatentCache:
     """The encoded scans of all splits, encoding what is missing.
 
     `autoencoder` is what identifies the networks that encode (JSON). `encode(images [batch_size, D, H, W, 1])` gives
-    posterior means and standard deviations; with several processes each gives its `share` (number, of how many) of the
+    posterior means and standard deviations; with several processes each gives its `process_shard` (number, of how many) of the
     rows and gets the whole result. Raises UserError when the cache there is of another autoencoder or of other images,
     or a scan that is missing in it has no image.
     """
@@ -199,7 +200,7 @@ def latent_cache(
             threads=config.data.threads,
             vary=lambda image, rng: augment(image, rng, config.data.spacing_mm),
             seed=config.seed,
-            share=share,
+            process_shard=process_shard,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -207,7 +208,7 @@ def latent_cache(
     return cache
 
 
-def _require_images(config: ml_collections.ConfigDict, records: list[Record], encoded: int) -> None:
+def _require_images(config: ml_collections.ConfigDict, records: list[Scan], encoded: int) -> None:
     """Raise UserError when scans that have to be encoded have no image."""
     gone = [record.name for record in records if record.path is None]
     if gone:

@@ -111,7 +111,7 @@ class DiffusionStage(Stage):
             splits,
             self.encoder(frozen),
             batch_size=self.codec.batch_size(),
-            share=process_shard(self.volume_mesh),
+            process_shard=process_shard(self.volume_mesh),
             autoencoder={"autoencoder_sha256": trained.sha256, "dtype": str(trained.arguments["dtype"])},
             latent_shape=self.latent_shape,
         )
@@ -131,7 +131,7 @@ class DiffusionStage(Stage):
                 train,
                 batch_size=config.batch_size,
                 seed=config.seed,
-                transform=train.draw if isinstance(train, SampledLatents) else None,
+                transform=train.sample if isinstance(train, SampledLatents) else None,
                 process_index=process,
                 process_count=processes,
             ),
@@ -159,7 +159,7 @@ class DiffusionStage(Stage):
     def validate(self, source: LatentSource, state: Any) -> EvalResult:
         """The mean validation loss of the moving average over all held-out scans."""
         size, found = num_batch_shards(self.mesh) * max(1, min(8, len(source))), []
-        for batch, real in padded_batches(source, size, share=process_shard(self.mesh)):
+        for batch, real in padded_batches(source, size, process_shard=process_shard(self.mesh)):
             losses = self._losses(state.ema, state.latent_scale, shard_batch(batch, self.mesh))
             found.extend(np.asarray(losses, np.float64)[:real])
         return EvalResult({"loss": float(np.mean(found))})

@@ -16,6 +16,9 @@ ORIGIN_1MM = (-80.0, -129.0, -75.0)
 
 SPACINGS_MM = (1, 2, 4)
 
+SPACE = "MNI152NLin2009aSym"
+"""The standard space of the box, as BIDS calls it."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import math
 import os
@@ -43,6 +44,7 @@ _NIFTI = {
     b"n+2\0": (nib.Nifti2Header, 4, 540),
 }
 _MGH_OFFSET, _MGH_FOOTER = 284, 2**20
+_NIFTI2_BYTES, _OTHER_BYTES = 540, 352
 _UNITS = {1: "metres", 3: "micrometres"}
 
 
@@ -75,7 +77,7 @@ class Header:
         """Voxel size along each stored axis, in mm, [3]."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
-    @property
+    @functools.cached_property
     def orientation(self) -> str:
         """Where the three stored axes point, such as LAS."""
         return "".join(nib.aff2axcodes(self.affine))
@@ -90,7 +92,7 @@ def read_header(path: str | os.PathLike) -> Header:
     """The checked header of a volume, without its voxels. Raises UserError as `read_volume` does for a header."""
     path = Path(path)
     with opened(path) as (stream, _):
-        return parse_header(stream.read(BLOCK_BYTES), path)
+        return cached_header(stream.read(BLOCK_BYTES), path)
 
 
 @contextlib.contextmanager
@@ -123,6 +125,23 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+
+
+def cached_header(block: bytes, path: Path) -> Header:
+    """`parse_header`, which for the same bytes is asked once: the scans of a study share most headers."""
+    # NIfTI-2 says its size in the first four bytes, in one byte order or the other.
+    block = block[: _NIFTI2_BYTES if _NIFTI2_BYTES.to_bytes(2, "big") in (block[2:4], block[1::-1]) else _OTHER_BYTES]
+    try:
+        return _parse_nameless(block, path.name.lower().endswith((".mgh", ".mgz")))
+    except UserError:
+        return parse_header(block, path)  # for the message
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_nameless(block: bytes, mgh: bool) -> Header:
+    header = parse_header(block, "scan.mgh" if mgh else "scan.nii")
+    header.affine.flags.writeable = False  # one for all files with these bytes
+    return header
 
 
 def parse_header(block: bytes, path: object) -> Header:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import math
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
 
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
-from brainldm.volumes.headers import BLOCK_BYTES, Header, opened, parse_header
+from brainldm.volumes.headers import BLOCK_BYTES, Header, cached_header, opened
 
 INT16_MAX = 32767
 _CHUNK_BYTES = 2**20
@@ -41,10 +42,11 @@ class Volume:
         return float(self.spacing_mm.max() / self.spacing_mm.min())
 
 
-def read_volume(path: str | os.PathLike) -> Volume:
+def read_volume(path: str | os.PathLike, order: Literal["F", "C"] = "F") -> Volume:
     """Read NIfTI (.nii, .nii.gz) or MGH (.mgh, .mgz) as float32 in RAS order, slope and intercept applied.
 
-    Oblique images keep their affine; axes are only swapped and turned to the nearest RAS order. No more is unpacked
+    Oblique images keep their affine; axes are only swapped and turned to the nearest RAS order. `order` is that of the
+    array in memory, for a file whose axes are RAS: "F" as in the file, "C" as a batch has it. No more is unpacked
     than the header allows (at most 512^3 voxels), and a gzip stream is read to its end and its checksum verified,
     because nibabel alone accepts damaged streams. One frame of a fourth dimension is dropped.
     Raises UserError for a file that is absent, damaged, longer or shorter than its header says, not one
@@ -54,29 +56,73 @@ def read_volume(path: str | os.PathLike) -> Volume:
     path = Path(path)
     with opened(path) as (stream, size):
         block = stream.read(BLOCK_BYTES)
-        header = parse_header(block, path)
-        content = _read_voxels(stream, block, header, size, path)
-    stored = np.frombuffer(content, header.dtype).reshape(header.shape, order="F")
-    data = np.zeros(header.shape, np.float32, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):  # counted below
-        for k in range(header.shape[2]):  # slice by slice: in float64, without a second volume of it
-            data[..., k] = stored[..., k] * np.float64(header.slope) + np.float64(header.intercept)
-    bad = int(data.size - np.isfinite(data).sum())
-    if bad:
+        header = cached_header(block, path)
+        if size is None:
+            content = _unpack_voxels(stream, block, header, path)
+            stored = np.frombuffer(content, header.dtype)
+        else:
+            _check_length(size, header, path)
+            stream.seek(header.offset)
+            stored = np.fromfile(stream, header.dtype, math.prod(header.shape))
+    stored = stored.reshape(header.shape, order="F")
+    data = _scaled_by_planes(stored, header) if order == "C" else _scaled(stored, header)
+    low, high = data.min(), data.max()  # both carry NaN and infinity on
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(data.size - np.isfinite(data).sum())
         raise UserError(
             f"{path}: {bad} voxels are NaN or infinite (of {data.size}). Replace them (by 0 in the background) first."
         )
-    if data.min() == data.max():
+    if low == high:
         raise UserError(f"{path}: every voxel has the same value, so there is no image in it. Leave it out.")
+    if header.orientation == "RAS":
+        return Volume(data, header.affine, header.notes)
     canonical = nib.as_closest_canonical(nib.Nifti1Image(data, header.affine))
     return Volume(np.asarray(canonical.dataobj, np.float32), canonical.affine, header.notes)
 
 
-def _read_voxels(stream: BinaryIO, block: bytes, header: Header, size: int | None, path: Path) -> memoryview:
-    """The stored voxels, `stream` being after `block`; never more than the header says is held."""
+def _scaled(stored: np.ndarray, header: Header) -> np.ndarray:
+    """Stored numbers times slope plus intercept, computed in float64, as float32 in the order of the file."""
+    data = np.zeros(header.shape, np.float32, order="F")
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        for k in range(header.shape[2]):  # slice by slice: no second volume in float64
+            data[..., k] = stored[..., k] * np.float64(header.slope) + np.float64(header.intercept)
+    return data
+
+
+def _scaled_by_planes(stored: np.ndarray, header: Header) -> np.ndarray:
+    """The same values as those of `_scaled`, in C order.
+
+    NIfTI runs fastest along x and arrays here along z. Plane by plane the turn stays in the processor's cache,
+    which takes less than half of the time of turning the whole volume at once.
+    """
+    data = np.empty(stored.shape, np.float32)
+    turned = stored.T
+    plane = np.empty((turned.shape[0], turned.shape[2]), np.float32)
+    slope = np.float32(header.slope)
+    # One product of at most 24 by 24 bits is rounded once, in float32 as in float64.
+    exact = header.intercept == 0 and slope == header.slope and np.can_cast(header.dtype, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for y in range(stored.shape[1]):
+            if exact:
+                np.multiply(turned[:, y], slope, out=plane)
+            else:
+                plane[...] = turned[:, y] * np.float64(header.slope) + np.float64(header.intercept)
+            data[:, y] = plane.T
+    return data
+
+
+def _check_length(size: int, header: Header, path: Path) -> None:
+    """Raise UserError when an uncompressed file is shorter or longer than its header says."""
     end = header.offset + header.voxel_bytes
-    if size is not None and size < end:
+    if size < end:
         raise _wrong_length(path, size, end)
+    if size > end + header.may_follow:
+        raise _too_long(path, end)
+
+
+def _unpack_voxels(stream: BinaryIO, block: bytes, header: Header, path: Path) -> memoryview:
+    """The stored voxels of a gzip stream, which is after `block`; never more than the header says is held."""
+    end = header.offset + header.voxel_bytes
     content = bytearray(end)
     done = min(len(block), end)
     content[:done] = block[:done]
@@ -90,11 +136,15 @@ def _read_voxels(stream: BinaryIO, block: bytes, header: Header, size: int | Non
     while more <= header.may_follow and (chunk := stream.read(min(_CHUNK_BYTES, header.may_follow + 1 - more))):
         more += len(chunk)
     if more > header.may_follow:
-        raise UserError(
-            f"{path}: holds more than the {end} bytes that its header says, so one of the two is wrong; nothing more "
-            "was unpacked. Convert the scan again."
-        )
+        raise _too_long(path, end)
     return memoryview(content)[header.offset :]
+
+
+def _too_long(path: Path, end: int) -> UserError:
+    return UserError(
+        f"{path}: holds more than the {end} bytes that its header says, so one of the two is wrong; nothing more "
+        "was unpacked. Convert the scan again."
+    )
 
 
 def _wrong_length(path: Path, found: int, expected: int) -> UserError:
@@ -106,19 +156,23 @@ def write_volume(
     data: np.ndarray,
     affine: np.ndarray,
     description: str = "",
-    scale_max: float = 1.0,
+    scale_max: float | None = 1.0,
 ) -> bytes:
     """Write `data` [D, H, W] as int16 with a fixed slope, `scale_max` being the largest value that can be stored.
 
-    The slope is the same for every image, so intensities stay comparable between images. `description`
+    The slope is the same for every image, so intensities stay comparable between images. With `scale_max` None the
+    values are stored as float32, as they are. `description`
     (at most 79 characters) goes into the header. The bytes depend on the arguments alone, and the file appears
     whole or not at all. Returns the bytes written. Raises ValueError for data that is not finite or not 3D.
     """
     data = np.asarray(data)
     if data.ndim != 3 or not np.isfinite(data).all():
         raise ValueError(f"a finite three-dimensional array is wanted, got shape {data.shape}")
-    slope = scale_max / INT16_MAX
-    stored = np.clip(np.rint(data / slope), -INT16_MAX, INT16_MAX).astype(np.int16)
+    slope = 1.0 if scale_max is None else scale_max / INT16_MAX
+    if scale_max is None:
+        stored = data.astype(np.float32)
+    else:
+        stored = np.clip(np.rint(data / slope), -INT16_MAX, INT16_MAX).astype(np.int16)
     image = nib.Nifti1Image(stored, affine)
     image.header.set_slope_inter(slope, 0.0)
     image.header.set_xyzt_units("mm")

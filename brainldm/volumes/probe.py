@@ -15,10 +15,9 @@ import numpy as np
 
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import SPACINGS_MM, training_grid
-from brainldm.volumes.headers import BLOCK_BYTES, Header, parse_header
+from brainldm.volumes.headers import BLOCK_BYTES, Header, cached_header
 
 _PIECE = 4096
-_NIFTI2_BYTES, _OTHER_BYTES = 540, 352
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -84,7 +83,7 @@ def look_at(path: str | os.PathLike) -> Outside:
         return dataclasses.replace(seen, doubtful=True)
     try:
         block = zlib.decompressobj(wbits=31).decompress(start, BLOCK_BYTES) if packed else start[:BLOCK_BYTES]
-        header = _header(block, path)
+        header = cached_header(block, path)
     except zlib.error:
         return dataclasses.replace(seen, doubtful=True)
     except UserError as error:
@@ -100,21 +99,6 @@ def look_at(path: str | os.PathLike) -> Outside:
 def _piece(file, start: int, length: int) -> bytes:
     file.seek(max(0, start))
     return file.read(length)
-
-
-def _header(block: bytes, path: Path) -> Header:
-    """`parse_header`, which for the same bytes is asked once: the scans of a study share most headers."""
-    # NIfTI-2 says its size in the first four bytes, in one byte order or the other.
-    block = block[: _NIFTI2_BYTES if _NIFTI2_BYTES.to_bytes(2, "big") in (block[2:4], block[1::-1]) else _OTHER_BYTES]
-    try:
-        return _parse(block, path.name.lower().endswith((".mgh", ".mgz")))
-    except UserError:
-        return parse_header(block, path)  # for the message
-
-
-@functools.lru_cache(maxsize=4096)
-def _parse(block: bytes, mgh: bool) -> Header:
-    return parse_header(block, "scan.mgh" if mgh else "scan.nii")
 
 
 def _key(header: Header) -> tuple:

@@ -11,13 +11,12 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from brainldm.runtime.errors import BrainldmError, UserError
 from brainldm.volumes.grids import Grid, training_grid
-from brainldm.volumes.nifti import block_average
+from brainldm.volumes.nifti import block_average, read_volume
 
 COPYRIGHT_NOTICE = (
     "Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, "
@@ -81,8 +80,8 @@ def _place(name: str, grid: Grid) -> np.ndarray:
             f"{path} is absent: this release of nilearn does not carry the ICBM 152 template. "
             "Install nilearn 0.10 or later from PyPI."
         )
-    image = nib.load(path)
-    source = np.asarray(image.dataobj, np.float32) / 255.0
+    image = read_volume(path)
+    source = image.data / 255.0
     offset = np.round(image.affine[:3, 3] - grid.affine[:3, 3]).astype(int)
     placed = np.zeros(grid.shape, np.float32)
     low = np.maximum(offset, 0)

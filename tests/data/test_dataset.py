@@ -1,9 +1,12 @@
 """A BIDS dataset for training: what is left out, what stops it, and what the table says beyond the conditions."""
 
+import os
+
 import pytest
 
-from brainldm.datasets.bids import Excluded, inside, read_dataset, read_participants, write_excluded
+from brainldm.datasets.bids import read_dataset, read_participants, write_excluded
 from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.datasets.scans import Excluded, inside
 from brainldm.runtime.errors import UserError
 
 HEAD = "participant_id\tsex\tage\tventricles_ml\tbrain_ml\tsplit\tsite"
@@ -120,6 +123,27 @@ def test_images_can_be_gone_when_they_are_not_needed(root):
         read_dataset(root, Covariates())
     found = read_dataset(root, Covariates(), need_images=False)
     assert len(found) == 8 and found[3].path is None and found[4].path is not None
+
+
+def test_a_folder_that_cannot_be_read_is_said_to_be_so(root, monkeypatch):
+    dataset(root, *GOOD)
+    scandir = os.scandir
+
+    def refuse(path):
+        if "sub-3" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(UserError, match=r"sub-3/anat: cannot be read \(Permission denied\)"):
+        read_dataset(root, Covariates())
+
+
+def test_descriptions_that_cannot_be_read_are_not_called_bad_json(root, monkeypatch):
+    dataset(root, *GOOD)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(UserError, match=r"participants.json: cannot be read \(denied\)"):
+        read_dataset(root, Covariates())
 
 
 def test_ids_that_begin_alike_do_not_share_images(root):

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from brainldm.data.latents import CachedLatents, LatentCache, SampledLatents, image_mark, variant_rng
+from brainldm.data.latents import CachedLatents, LatentCache, SampledLatents, content_id, variant_rng
 from brainldm.data.pipeline import LatentSource, batches
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.runtime.errors import UserError
 
 IDENTITY = {
@@ -26,7 +26,7 @@ def records(folder, count, first=0):
     for i in range(first, first + count):
         path = folder / f"sub-{i:03d}.txt"
         path.write_text(str(i) * 50)
-        made.append(Record(f"sub-{i:03d}", None, path, {}))
+        made.append(Scan(f"sub-{i:03d}", None, path, {}))
     return made
 
 
@@ -193,7 +193,14 @@ def test_processes_read_their_rows_and_share_out_the_shards(tmp_path):
             return Encoder()(images([scans[min(i, 10)] for i in range(start, start + 4)]))
 
         cache.encode_missing(
-            scans, load, encoded, batch_size=4, share=(index, 2), shard_scans=3, process_index=index, process_count=2
+            scans,
+            load,
+            encoded,
+            batch_size=4,
+            process_shard=(index, 2),
+            shard_scans=3,
+            process_index=index,
+            process_count=2,
         )
         rows = [scans[min(4 * n + 2 * index + k, 10)] for n in range(3) for k in range(2)]
         np.testing.assert_array_equal(np.concatenate(given), images(rows))
@@ -222,7 +229,7 @@ def test_draws_take_every_variant_and_follow_seed_and_place(tmp_path):
     cache = encode(tmp_path / "cache", scans, identity=VARIED)
     names = [scan.name for scan in scans]
     source = SampledLatents(cache, names, np.zeros((5, 2)), sample=False)
-    dataset = batches(source, batch_size=5, seed=3, transform=source.draw)
+    dataset = batches(source, batch_size=5, seed=3, transform=source.sample)
     known = {cache.read(name, v).tobytes(): (i, v) for i, name in enumerate(names) for v in range(3)}
     seen = set()
     for number in range(12):
@@ -232,7 +239,7 @@ def test_draws_take_every_variant_and_follow_seed_and_place(tmp_path):
             assert scan == index
             seen.add(variant)
     assert seen == {0, 1, 2}
-    again = batches(source, batch_size=5, seed=3, transform=source.draw)[7]["latent"]
+    again = batches(source, batch_size=5, seed=3, transform=source.sample)[7]["latent"]
     np.testing.assert_array_equal(again, dataset[7]["latent"])
 
 
@@ -240,7 +247,7 @@ def test_samples_have_the_mean_and_deviation_of_the_posterior(tmp_path):
     scans = records(tmp_path, 6)
     cache = encode(tmp_path / "cache", scans)
     source = SampledLatents(cache, ["sub-005"], np.zeros((1, 2)), sample=True)
-    dataset = batches(source, batch_size=1, seed=3, transform=source.draw)
+    dataset = batches(source, batch_size=1, seed=3, transform=source.sample)
     drawn = np.stack([dataset[k]["latent"] for k in range(300)])
     assert drawn.mean() == pytest.approx(5, abs=0.03) and drawn.std() == pytest.approx(0.5, rel=0.05)
 
@@ -267,14 +274,14 @@ def test_marks_tell_files_of_one_size_apart(tmp_path):
     data = np.random.default_rng(0).bytes(300_000)
     one.write_bytes(data)
     two.write_bytes(data[:150_000] + b"x" + data[150_001:])
-    assert image_mark(one) != image_mark(two) and image_mark(one) == image_mark(one)
-    assert image_mark(tmp_path / "none") is None and image_mark(None) is None
+    assert content_id(one) != content_id(two) and content_id(one) == content_id(one)
+    assert content_id(tmp_path / "none") is None and content_id(None) is None
 
 
 def test_forty_thousand_scans_are_ready_in_seconds(tmp_path):
     """The cache of a dataset as large as the largest, with tiny latents: opened, split from nothing, first batch."""
     count = 40_000
-    scans = [Record(f"sub-{i:05d}", None, None, {}) for i in range(count)]
+    scans = [Scan(f"sub-{i:05d}", None, None, {}) for i in range(count)]
     cache = LatentCache(tmp_path, IDENTITY)
     cache.encode_missing(
         scans, lambda record: np.zeros((4, 6, 4), np.float32), Encoder(), batch_size=256, threads=0, shard_scans=512

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brainldm.data.pipeline import LatentSource, VolumeSource, batches, iterate, read_ahead
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.datasets.splits import split, split_three
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import training_grid
@@ -84,7 +84,7 @@ def test_reading_ahead_keeps_the_order_and_a_bound():
 
 
 def people(count, **options):
-    return [Record(f"sub-{i:03d}", s, None, {}, **options) for i in range(count) for s in ("ses-1", "ses-2")]
+    return [Scan(f"sub-{i:03d}", s, None, {}, **options) for i in range(count) for s in ("ses-1", "ses-2")]
 
 
 def test_three_sides_are_disjoint_and_stay_when_others_join():
@@ -111,7 +111,7 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused(fractions):
 
 def test_a_column_of_splits_counts_instead_of_the_fractions():
     sides = ["train", "test", "validation", "train"]
-    records = [Record(f"sub-{i}", None, None, {}, split=side) for i, side in enumerate(sides)]
+    records = [Scan(f"sub-{i}", None, None, {}, split=side) for i, side in enumerate(sides)]
     found = split_three(records, 0.5, 0.4)
     assert {name: [r.name for r in rows] for name, rows in found.items()} == {
         "train": ["sub-0", "sub-3"],
@@ -130,14 +130,14 @@ def test_a_column_of_splits_counts_instead_of_the_fractions():
     ],
 )
 def test_columns_of_splits_that_cannot_be_followed_are_refused(rows, said):
-    records = [Record(f"sub-{p}", f"ses-{i}", None, {}, split=side) for i, (p, side) in enumerate(rows)]
+    records = [Scan(f"sub-{p}", f"ses-{i}", None, {}, split=side) for i, (p, side) in enumerate(rows)]
     with pytest.raises(UserError, match=said):
         split_three(records, 0.1)
 
 
 def test_forty_thousand_records_cost_little_before_the_first_batch(tmp_path):
     began = time.monotonic()
-    records = [Record(f"sub-{i:05d}", None, tmp_path / f"sub-{i:05d}.nii", {}) for i in range(40_000)]
+    records = [Scan(f"sub-{i:05d}", None, tmp_path / f"sub-{i:05d}.nii", {}) for i in range(40_000)]
     train, validation = split(records, 0.0125)
     assert 400 < len(validation) < 600
     volumes = VolumeSource(train, np.zeros((len(train), 4)), training_grid(1), "minmax", cache_gib=4)

@@ -5,8 +5,9 @@ import pytest
 
 from brainldm.data.pipeline import VolumeSource, batches, iterate, load_image
 from brainldm.datasets import bids
-from brainldm.datasets.bids import Record, image_path, read_dataset
+from brainldm.datasets.bids import image_path, read_dataset
 from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.scans import Scan
 from brainldm.datasets.splits import split
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, require_new_folder
@@ -110,7 +111,7 @@ def test_finer_volumes_are_averaged_onto_the_grid(tmp_path):
     fine = training_grid(2)
     data = np.random.default_rng(0).random(fine.shape, dtype=np.float32)
     write_volume(tmp_path / "a.nii.gz", data, fine.affine)
-    image = load_image(Record("sub-1", None, tmp_path / "a.nii.gz", {}), GRID, "none")
+    image = load_image(Scan("sub-1", None, tmp_path / "a.nii.gz", {}), GRID, "none")
     assert image.shape == GRID.shape
     assert image[3, 4, 5] == pytest.approx(data[6:8, 8:10, 10:12].mean(), abs=1e-4)
 
@@ -118,7 +119,7 @@ def test_finer_volumes_are_averaged_onto_the_grid(tmp_path):
 def test_minmax_scaling(tmp_path):
     data = np.random.default_rng(0).random(GRID.shape, dtype=np.float32) * 900 + 100
     write_volume(tmp_path / "a.nii.gz", data, GRID.affine, scale_max=1000)
-    record = Record("sub-1", None, tmp_path / "a.nii.gz", {})
+    record = Scan("sub-1", None, tmp_path / "a.nii.gz", {})
     image = load_image(record, GRID)
     assert (image.min(), image.max()) == (0, 1)
     with pytest.raises(UserError, match="wants them in"):
@@ -131,7 +132,7 @@ def test_volumes_of_another_shape_or_place_are_refused(tmp_path, shape, shift):
     affine[0, 3] += shift
     write_volume(tmp_path / "a.nii.gz", np.random.rand(*shape), affine)
     with pytest.raises(UserError, match=r"a.nii.gz.*does not fit the training grid 40x56x40"):
-        load_image(Record("sub-1", None, tmp_path / "a.nii.gz", {}), GRID)
+        load_image(Scan("sub-1", None, tmp_path / "a.nii.gz", {}), GRID)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_the_cache_changes_nothing(dataset, source):
 
 
 def people(count):
-    return [Record(f"sub-{i}", s, None, {}) for i in range(count) for s in ("ses-1", "ses-2")]
+    return [Scan(f"sub-{i}", s, None, {}) for i in range(count) for s in ("ses-1", "ses-2")]
 
 
 def test_split_keeps_people_together_and_stays_when_others_join():

@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from brainldm.datasets.bids import Record, read_dataset
+from brainldm.datasets.bids import read_dataset
 from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.scans import Scan
 from brainldm.evaluation.datasets import is_stand_in
 from brainldm.evaluation.plots import nearest, spread
 from brainldm.evaluation.report import evaluate, summary_lines
@@ -133,7 +134,7 @@ def test_brains_shown_span_the_range_and_are_like_with_like():
     assert spread(range(2), 6) == [0, 1] and spread([], 3) == []
 
     def person(age, sex, ventricles_ml):
-        return Record("sub-1", None, None, {"age": age, "sex": sex, "ventricles_ml": ventricles_ml})
+        return Scan("sub-1", None, None, {"age": age, "sex": sex, "ventricles_ml": ventricles_ml})
 
     among = [person(50, "F", 20.0), person(70, "M", 60.0), person(71, "F", 61.0)]
     assert nearest([person(70, "F", 60.0), person(70, "F", 60.0)], among) == [2, 1]

@@ -19,6 +19,7 @@ from brainldm.parallel.mesh import fetch_to_host, make_mesh, replicated, shard_b
 from brainldm.parallel.sharding import Sharding
 from brainldm.training import autoencoder
 from brainldm.training import config as configs
+from brainldm.training.config_files import config_file
 
 MIN_SIZE = 64
 VOLUME = (32, 32, 16)  # two planes or more on a device at the deepest level
@@ -109,7 +110,7 @@ def main(out):
     ):
         results[name], values = run(make_mesh(sizes), rules, batch)
         results[name] |= difference(truth, values)
-    train = ("train", "--config", str(configs.config_file("paper_autoencoder")), "--workdir", f"{out}.run")
+    train = ("train", "--config", str(config_file("paper_autoencoder")), "--workdir", f"{out}.run")
     train += ("--config.data.path=nowhere",)
     results["messages"] = {
         "volume": message_of(*train, "--config.mesh.space=8"),

@@ -10,7 +10,8 @@ from process_group import ProcessGroup, make_dataset
 
 from brainldm.training.metrics import read_metrics
 
-pytestmark = pytest.mark.timeout(1800)  # a minute or two where nothing else runs
+# a minute or two where nothing else runs
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("processes"), pytest.mark.slow]
 
 TOLERANCE = 1e-5  # relative: sums are taken in another order
 

@@ -15,6 +15,8 @@ from brainldm.parallel.launch import Launch, launch_of
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, Board, Silence
 
+pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]  # they wait for each other: one at a time
+
 HEADER = """
 import os, signal, sys, time
 from brainldm.runtime.heartbeats import Board

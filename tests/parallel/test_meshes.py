@@ -13,8 +13,9 @@ from brainldm import cli
 from brainldm.parallel import mesh as meshes
 from brainldm.parallel.sharding import rules_of, state_shardings
 from brainldm.runtime.errors import UserError
-from brainldm.training.config import autoencoder_config, config_file
-from brainldm.training.flags import parse
+from brainldm.training.config import autoencoder_config
+from brainldm.training.config_files import config_file
+from brainldm.training.flags import load_config
 from brainldm.training.restore import from_json
 
 
@@ -121,9 +122,8 @@ def test_rules_may_be_pairs():
     config = autoencoder_config().unlock()
     config.mesh.rules = pairs
     assert from_json(json.loads(config.to_json())).mesh.rules == pairs
-    given = ["--config", str(config_file("demo_autoencoder")), "--workdir=x"]
-    assert parse([*given, "--config.mesh.rules=(('kernel', 'fsdp'),)"])[0].mesh.rules == (("kernel", "fsdp"),)
-    assert parse([*given, "--config.mesh.rules=kernel=fsdp"])[0].mesh.rules == "kernel=fsdp"
+    for text, rules in (("(('kernel', 'fsdp'),)", (("kernel", "fsdp"),)), ("kernel=fsdp", "kernel=fsdp")):
+        assert load_config("demo_autoencoder", [f"--config.mesh.rules={text}"]).mesh.rules == rules
 
 
 def test_a_rule_that_decides_nothing_is_refused():

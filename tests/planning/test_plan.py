@@ -1,4 +1,4 @@
-"""Planning: what is read from compiled programs, the command on virtual devices and, with libtpu, a TPU topology."""
+"""Planning: what is read from compiled programs, and the command on virtual devices and, with libtpu, on a TPU."""
 
 import dataclasses
 import importlib.util
@@ -19,7 +19,7 @@ from brainldm.planning.report import report
 from brainldm.planning.worker import too_large
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import autoencoder_config
-from brainldm.training.flags import parse
+from brainldm.training.flags import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -325,9 +325,7 @@ def test_a_sharded_autoencoder_on_virtual_devices(capsys):
 
 def test_a_diffusion_run_on_virtual_devices(capsys, tmp_path):
     """Its latents have the shape that the autoencoder named gives; a batch that cannot be split is rounded."""
-    autoencoder, *_ = parse(
-        [f"--config={CONFIGS / 'paper_autoencoder.py'}:tiny", "--workdir=x", "--config.data.path=x"]
-    )
+    autoencoder = load_config("paper_autoencoder:tiny", {"data.path": "x"})
     (tmp_path / "config.json").write_text(autoencoder.to_json())
     plan = _plan(
         capsys,

@@ -12,8 +12,9 @@ import pytest
 
 from brainldm.datasets.bids import read_dataset
 from brainldm.datasets.covariates import Covariates
-from brainldm.population.population import SPACE, Population, population_of, write_population
+from brainldm.population.population import Population, population_of, write_population
 from brainldm.runtime.errors import UserError
+from brainldm.volumes.grids import SPACE
 from brainldm.volumes.nifti import read_volume
 from brainldm.volumes.template import COPYRIGHT_NOTICE
 
@@ -144,7 +145,7 @@ def test_coarse_images_cost_less(populations):
 
 
 def test_conditions_are_plausible(at_4mm):
-    people = [at_4mm.draw(0, index) for index in range(600)]
+    people = [at_4mm.sample_conditions(0, index) for index in range(600)]
     names = ("age", "ventricles_ml", "brain_ml")
     age, ventricles, brain = (np.array([p[name] for p in people]) for name in names)
     male = np.array([p["sex"] == "M" for p in people])
@@ -163,11 +164,11 @@ def test_conditions_are_plausible(at_4mm):
 
 
 def test_overrides_leave_everything_else(at_4mm):
-    drawn = at_4mm.draw(0, 3)
-    asked = at_4mm.draw(0, 3, age=50)
+    drawn = at_4mm.sample_conditions(0, 3)
+    asked = at_4mm.sample_conditions(0, 3, age=50)
     assert asked == {**drawn, "age": 50}
     # the one exception: the head is that of the asked sex
-    women, men = ([at_4mm.draw(0, index, sex=sex) for index in range(20)] for sex in "FM")
+    women, men = ([at_4mm.sample_conditions(0, index, sex=sex) for index in range(20)] for sex in "FM")
     for woman, man in zip(women, men, strict=True):
         assert woman["age"] == man["age"] and woman["ventricles_ml"] == man["ventricles_ml"]
         assert man["head_ml"] > woman["head_ml"]
@@ -178,11 +179,11 @@ def test_overrides_leave_everything_else(at_4mm):
 
 def test_impossible_brains_are_refused(at_4mm):
     with pytest.raises(UserError, match="at most"):
-        at_4mm.draw(0, 0, ventricles_ml=170, brain_ml=1790)
+        at_4mm.sample_conditions(0, 0, ventricles_ml=170, brain_ml=1790)
     with pytest.raises(UserError, match="no condition"):
-        at_4mm.draw(0, 0, height=180)
+        at_4mm.sample_conditions(0, 0, height=180)
     with pytest.raises(UserError, match="F and M"):
-        at_4mm.draw(0, 0, sex="female")
+        at_4mm.sample_conditions(0, 0, sex="female")
 
 
 def test_age_shows_besides_the_volumes(at_4mm):

@@ -12,20 +12,23 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+from brainldm.volumes.plausibility import looks_like_labels
 
 from brainldm import cli
 from brainldm.datasets.bids import read_dataset
 from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.scans import ScanError
 from brainldm.population.population import population_of
 from brainldm.preparation import run as running
 from brainldm.preparation.run import parse_shard, prepare
-from brainldm.preparation.scan import Options, Rejected, looks_like_labels, prepare_scan, resample
+from brainldm.preparation.scan import PrepareOptions, prepare_scan, resample
 from brainldm.runtime.errors import Stopped, UserError
+from brainldm.runtime.lock import LOCK, locked
 from brainldm.volumes.grids import training_grid
 from brainldm.volumes.nifti import Volume, block_average, read_volume
 
 GRID = training_grid(4)
-FAST = Options(grid="paper-4mm", registered=True)
+FAST = PrepareOptions(grid="paper-4mm", registered=True)
 COUNT = 6
 
 
@@ -106,6 +109,20 @@ def test_a_second_run_does_nothing_and_shards_equal_one_run(source, undisturbed,
     assert content(out) == before
 
 
+def test_a_second_run_in_the_same_folder_is_refused_unless_it_is_another_shard(source, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(UserError, match="another run is at work in it"):
+        prepare(source, out, FAST)
+    with locked(out, f"{LOCK}-1-of-2"):
+        with pytest.raises(UserError, match="another run is at work in it"):
+            prepare(source, out, FAST, shard=(1, 2))
+        assert prepare(source, out, FAST, shard=(2, 2)).done_now == 3
+    (out / LOCK).touch()  # of a run that was killed
+    assert prepare(source, out, FAST).done_now == 3
+    (out / f"{LOCK}-1-of-2").unlink()
+    assert content(out) == content(undisturbed)
+
+
 def test_killed_at_five_random_points_the_bytes_are_the_same(source, undisturbed, tmp_path):
     out, rng = tmp_path / "killed", np.random.default_rng(0)
     flags = ("--grid", "paper-4mm", "--registered", "--workers", "2")
@@ -159,7 +176,7 @@ def test_other_options_are_refused_and_changed_scans_done_again(brains, tmp_path
         save(root / f"{i}.nii.gz", brains[i])
     prepare(root, out, FAST)
     with pytest.raises(UserError, match="grid 'paper-4mm', now 'paper-2mm'"):
-        prepare(root, out, Options(grid="paper-2mm", registered=True))
+        prepare(root, out, PrepareOptions(grid="paper-2mm", registered=True))
     with pytest.raises(UserError, match="holds the source|is, or holds"):
         prepare(root, tmp_path, FAST)
     before = content(out)
@@ -233,7 +250,7 @@ def test_masks_and_strippers(brains, tmp_path):
     head = np.where(brain > 0, brain, 3000).astype(np.int16)
     save(root / "x.nii.gz", head)
     save(masks / "x_mask.nii.gz", (brain > 0).astype(np.uint8))
-    prepare(root, tmp_path / "out", Options(grid="paper-4mm", registered=True, masks=str(masks)))
+    prepare(root, tmp_path / "out", PrepareOptions(grid="paper-4mm", registered=True, masks=str(masks)))
     image = read_volume(tmp_path / "out/sub-x/anat/sub-x_space-MNI152NLin2009aSym_T1w.nii").data
     assert np.array_equal(image > 0, brain > 0)
     tool = tmp_path / "a tool.py"
@@ -242,16 +259,18 @@ def test_masks_and_strippers(brains, tmp_path):
         "nibabel.save(nibabel.Nifti1Image((data != 3000).astype('uint8'), image.affine), sys.argv[2])\n"
     )
     stripper = f"{shlex.quote(sys.executable)} {shlex.quote(str(tool))} {{input}} {{mask}}"
-    stripped = prepare_scan(root / "x.nii.gz", Options(grid="paper-4mm", registered=True, strip_command=stripper))
+    stripped = prepare_scan(
+        root / "x.nii.gz", PrepareOptions(grid="paper-4mm", registered=True, strip_command=stripper)
+    )
     np.testing.assert_allclose(stripped.image, image, atol=1e-4)
-    assert stripped.facts["StrippedBy"] == "command" and stripped.facts["SkullStripped"]
-    with pytest.raises(Rejected, match="exit code 1"):
+    assert stripped.sidecar["StrippedBy"] == "command" and stripped.sidecar["SkullStripped"]
+    with pytest.raises(ScanError, match="exit code 1"):
         prepare_scan(
             root / "x.nii.gz",
-            Options(grid="paper-4mm", registered=True, strip_command=stripper.replace("{mask}", "/no/{mask}")),
+            PrepareOptions(grid="paper-4mm", registered=True, strip_command=stripper.replace("{mask}", "/no/{mask}")),
         )
     save(masks / "x_mask.nii.gz", np.pad(np.ones((3, 3, 3), np.uint8), [(0, 37), (0, 53), (0, 37)]))
-    with pytest.raises(Rejected, match="which is no brain"):
+    with pytest.raises(ScanError, match="which is no brain"):
         prepare_scan(root / "x.nii.gz", FAST, masks / "x_mask.nii.gz")
 
 
@@ -268,7 +287,7 @@ def test_masks_and_strippers(brains, tmp_path):
 )
 def test_impossible_options_are_refused(arguments, said):
     with pytest.raises(UserError, match=said):
-        Options(**arguments)
+        PrepareOptions(**arguments)
 
 
 def test_impossible_runs_are_refused(source, tmp_path):
@@ -278,7 +297,9 @@ def test_impossible_runs_are_refused(source, tmp_path):
     with pytest.raises(UserError, match="shards are 1/2 to 2/2"):
         prepare(source, tmp_path / "out", FAST, shard=(3, 2))
     with pytest.raises(UserError, match="no command here"):
-        prepare(source, tmp_path / "out", Options(registered=True, strip_command="no-such-tool-9 {input} {mask}"))
+        prepare(
+            source, tmp_path / "out", PrepareOptions(registered=True, strip_command="no-such-tool-9 {input} {mask}")
+        )
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no T1w scans"):
         prepare(tmp_path / "empty", tmp_path / "out", FAST)

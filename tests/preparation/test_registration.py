@@ -6,7 +6,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainldm.preparation import registration
-from brainldm.preparation.registration import LIMITS, REGISTERED_LIMITS, find_skull, judge, register
+from brainldm.preparation.registration import LIMITS, REGISTERED_LIMITS, assess_fit, find_skull, register
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.geometry import background_value
 from brainldm.volumes.nifti import Volume, read_volume
@@ -115,13 +115,13 @@ def test_a_wrong_fit_is_below_the_limits(template, wrong):
 
 def test_a_scan_registered_elsewhere_is_judged_where_it_lies(template):
     volume = template[0]
-    assert judge(volume).similarity > 0.99
+    assert assess_fit(volume).similarity > 0.99
     limit = REGISTERED_LIMITS["stripped"][0]
     near, far = np.eye(4), np.eye(4)
     near[2, 3], far[2, 3] = 4, 25
-    assert judge(Volume(volume.data, near @ volume.affine)).similarity > limit
-    assert judge(Volume(volume.data, far @ volume.affine)).similarity < limit
-    np.testing.assert_allclose(judge(volume).scan_to_template, np.eye(4), atol=1e-9)
+    assert assess_fit(Volume(volume.data, near @ volume.affine)).similarity > limit
+    assert assess_fit(Volume(volume.data, far @ volume.affine)).similarity < limit
+    np.testing.assert_allclose(assess_fit(volume).scan_to_template, np.eye(4), atol=1e-9)
 
 
 def test_heads_and_brains_are_told_apart():
@@ -144,7 +144,7 @@ def test_without_simpleitk_it_is_said_what_to_install(template, monkeypatch):
     monkeypatch.setattr(registration.importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"brainldm\[prepare\]"):
         register(template[0])
-    judge(template[0])
+    assess_fit(template[0])
 
 
 @pytest.mark.parametrize("name", ["ixi_2mm/IXI013-HH-1212-T1_ds.nii.gz", "native/1003_SS.nii.gz"])

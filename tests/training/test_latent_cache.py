@@ -10,8 +10,8 @@ import pytest
 from brainldm.data.latents import LatentCache
 from brainldm.parallel.mesh import data_mesh
 from brainldm.runtime.errors import Stopped, UserError
-from brainldm.training import config as configs
 from brainldm.training import loop, restore
+from brainldm.training.flags import load_config
 from brainldm.training.inputs import augmentation_of
 from brainldm.training.stage_diffusion import DiffusionStage
 from brainldm.training.stages import make_stage
@@ -191,10 +191,5 @@ def test_volumes_are_changed_for_the_autoencoder(demo_run):
     "name, active", [("paper_autoencoder", True), ("paper_ldm", False), ("demo_autoencoder", False)]
 )
 def test_configs_ask_for_changes_where_the_recipe_does(name, active):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(name, configs.config_file(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    augmentation = augmentation_of(module.get_config())
+    augmentation = augmentation_of(load_config(name))
     assert augmentation.active == active and augmentation.flip_probability == 0

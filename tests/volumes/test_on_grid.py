@@ -1,4 +1,4 @@
-"""Reading fast gives what reading carefully gives, bit for bit, and leaves what is odd to careful reading."""
+"""Volumes on a training grid: the same values in either order and through an unpacked copy; what is odd is refused."""
 
 import gzip
 
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from brainldm.data.pipeline import VolumeSource, load_image
-from brainldm.datasets.bids import Record
+from brainldm.datasets.scans import Scan
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import training_grid
 from brainldm.volumes.nifti import read_volume, write_volume
-from brainldm.volumes.on_grid import read_on_grid, read_stored
+from brainldm.volumes.on_grid import read_on_grid
 
 GRID = training_grid(4)
 
@@ -21,7 +21,7 @@ def volume(index=0, grid=GRID):
 
 
 def record(path):
-    return Record("sub-1", None, path, {})
+    return Scan("sub-1", None, path, {})
 
 
 def raw(path, data, affine=GRID.affine, slope=None, intercept=None, kind=nib.Nifti1Image):
@@ -39,25 +39,22 @@ STORED = {
     "int16 with intercept": (np.int16, 0.0123, -3.7),
     "uint8": (np.uint8, 1 / 255, 0.0),
     "uint16": (np.uint16, 0.3, 0.1),
+    "int32": (np.int32, 0.3, 0.0),
+    "float64": (np.float64, 0.3, 0.0),
     "float32": (np.float32, None, None),
     "float32 with slope": (np.float32, 0.7, 0.0),
 }
 
 
 @pytest.mark.parametrize("name", STORED)
-def test_fast_and_careful_reading_agree_bit_for_bit(tmp_path, name):
+def test_both_orders_hold_the_same_values_bit_for_bit(tmp_path, name):
     dtype, slope, intercept = STORED[name]
     data = (volume() * 200).astype(dtype)
     path = raw(tmp_path / "a.nii", data, slope=slope, intercept=intercept)
-    fast, careful = read_stored(path), read_volume(path)
-    np.testing.assert_array_equal(fast.data, careful.data)
-    np.testing.assert_allclose(fast.affine, careful.affine, atol=1e-6)
-    assert fast.data.dtype == np.float32 and fast.data.flags.c_contiguous
-
-
-def test_what_the_writer_writes_is_read_fast(tmp_path):
-    write_volume(tmp_path / "a.nii", volume(), GRID.affine)
-    assert read_stored(tmp_path / "a.nii") is not None
+    batch, plain = read_volume(path, order="C"), read_volume(path)
+    np.testing.assert_array_equal(batch.data, plain.data)
+    np.testing.assert_array_equal(batch.affine, plain.affine)
+    assert batch.data.dtype == np.float32 and batch.data.flags.c_contiguous and plain.data.flags.f_contiguous
 
 
 def left_handed(path):
@@ -96,9 +93,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_is_odd_is_read_carefully(tmp_path, name):
+def test_what_is_odd_is_read_all_the_same(tmp_path, name):
     path = ODD[name](tmp_path / "a.nii")
-    assert read_stored(path) is None
     image = load_image(record(path), GRID)
     assert (image.min(), image.max()) == (0, 1)
     assert np.corrcoef(image.ravel(), volume().ravel())[0, 1] > 0.999
@@ -107,9 +103,56 @@ def test_what_is_odd_is_read_carefully(tmp_path, name):
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_refused_by_name(tmp_path, name):
     path = BROKEN[name](tmp_path / "a.nii")
-    assert read_stored(path) is None
     with pytest.raises(UserError, match="a.nii"):
         load_image(record(path), GRID)
+
+
+def edited(path, **fields):
+    """A sound file with other fields in its header."""
+    write_volume(path, volume(), GRID.affine)
+    header = nib.Nifti1Header(path.read_bytes()[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+    return path
+
+
+def mirrored(path):
+    """The qform swaps left and right, where the sform does not."""
+    affine = GRID.affine.copy()
+    affine[0] = [-4, 0, 0, affine[0, 3] + 4 * (GRID.shape[0] - 1)]
+    header = nib.Nifti1Header()
+    header.set_qform(affine, code=4)
+    return edited(path, **{name: header[name] for name in QFORM}, pixdim=[header["pixdim"][0], 4, 4, 4, 1, 1, 1, 1])
+
+
+def longer(path):
+    write_volume(path, volume(), GRID.affine)
+    path.write_bytes(path.read_bytes() + bytes(5000))
+    return path
+
+
+QFORM = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+CONTRADICTORY = {
+    "a qform that mirrors the sform": (mirrored, "swap left and right"),
+    "a qform 20 mm off": (lambda path: edited(path, qoffset_y=GRID.affine[1, 3] + 20), "20.0 mm apart"),
+    "lengths in micrometres": (lambda path: edited(path, xyzt_units=3), "micrometres"),
+    "1 mm by pixdim, 4 mm by the sform": (
+        lambda path: edited(path, pixdim=[1, 1, 1, 1, 1, 1, 1, 1], qform_code=0),
+        "1x1x1 mm by the header's pixdim",
+    ),
+    "longer than its header says": (longer, "holds more than"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTORY)
+def test_a_batch_takes_no_file_that_contradicts_itself(tmp_path, name):
+    make, said = CONTRADICTORY[name]
+    path = make(tmp_path / "a.nii")
+    with pytest.raises(UserError, match=said):
+        load_image(record(path), GRID)
+    with pytest.raises(UserError, match=said):
+        read_volume(path)
 
 
 def test_an_absent_file_is_refused(tmp_path):
@@ -127,7 +170,7 @@ def test_unpacked_copies_change_nothing_and_are_read_from_then_on(tmp_path, monk
     first = load_image(record(path), GRID, cache_dir=tmp_path / "cache")
     (copy,) = (tmp_path / "cache").iterdir()
     assert copy.stat().st_size < 352 + 8 + 4 * np.prod(GRID.shape)
-    monkeypatch.setattr("brainldm.volumes.on_grid.read_volume", lambda path: pytest.fail("unpacked again"))
+    monkeypatch.setattr("brainldm.volumes.on_grid._unpack", lambda *_: pytest.fail("unpacked again"))
     again = load_image(record(path), GRID, cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(plain, first)
     np.testing.assert_array_equal(plain, again)
