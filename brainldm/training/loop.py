@@ -22,12 +22,12 @@ from brainldm.parallel.stop_vote import StopVote, in_turn
 from brainldm.runtime.console import Progress, duration, log
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.files import write_json
+from brainldm.runtime.profiler import ProfileWindow
 from brainldm.runtime.signals import StopRequest, stop_at_once
 from brainldm.training.checkpoints import Checkpoints
 from brainldm.training.config import validate
 from brainldm.training.late_metrics import LateMetrics
 from brainldm.training.metrics import MetricWriter, plot_progress
-from brainldm.training.profile import ProfileWindow
 from brainldm.training.stage import EvalResult, LoadedStage, Stage, mesh_of
 from brainldm.training.stages import make_stage
 from brainldm.training.workdir import (

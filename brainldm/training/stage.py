@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
+from brainldm.data.codec import Codec
 from brainldm.datasets.bids import Excluded
 from brainldm.parallel.mesh import (
     AXES,
@@ -27,7 +28,6 @@ from brainldm.parallel.mesh import (
     replicated,
 )
 from brainldm.parallel.sharding import Sharding, abstract_like
-from brainldm.training.codec import Codec
 from brainldm.volumes.grids import training_grid
 
 IMAGES = 4

@@ -12,13 +12,13 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from brainldm.data.codec import Codec
 from brainldm.data.pipeline import VolumeSource, batches
 from brainldm.parallel.distributed import from_primary
 from brainldm.parallel.mesh import VOLUMES, check_volume, process_shard, replicated, shard_batch
 from brainldm.parallel.sharding import abstract_like
 from brainldm.reports.mosaics import mosaic
 from brainldm.training import autoencoder
-from brainldm.training.codec import Codec
 from brainldm.training.inputs import (
     augment_elements,
     content_ids,

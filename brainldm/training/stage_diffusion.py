@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from brainldm.data.codec import Codec
 from brainldm.data.latents import CachedLatents, SampledLatents
 from brainldm.data.pipeline import LatentSource, batches
 from brainldm.diffusion.sampling import sample_latents
@@ -21,7 +22,6 @@ from brainldm.parallel.sharding import Sharding, abstract_like
 from brainldm.reports.mosaics import mosaic
 from brainldm.runtime.errors import UserError
 from brainldm.training import diffusion
-from brainldm.training.codec import Codec
 from brainldm.training.config import covariates_of
 from brainldm.training.inputs import (
     conditions_of,
