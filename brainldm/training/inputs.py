@@ -166,9 +166,9 @@ def latent_cache(
     """The encoded scans of all splits, encoding what is missing.
 
     `autoencoder` is what identifies the networks that encode (JSON). `encode(images [batch_size, D, H, W, 1])` gives
-    posterior means and standard deviations; with several processes each gives its `process_shard` (number, of how many) of
-    the rows and gets the whole result. Raises UserError when the cache there is of another autoencoder or other images,
-    or a scan that is missing in it has no image.
+    posterior means and standard deviations; with several processes each gives its rows, those of `process_shard`
+    (number, of how many), and gets the whole result. Raises UserError when the cache there is of another autoencoder or
+    of other images, or a scan that is missing in it has no image.
     """
     augment, grid = augmentation_of(config), training_grid(config.data.spacing_mm)
     variants = config.latents.variants
