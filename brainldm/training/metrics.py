@@ -182,5 +182,6 @@ def plot_progress(workdir: str | Path) -> None:
             axes.plot(columns["step"], columns["loss"], label=split, marker="." if len(columns["step"]) < 40 else "")
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=Path(workdir).name)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(Path(workdir) / "progress.png", dpi=100)
