@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--participants and single conditions exclude each other. Put the conditions into the table.")
     if options.n is not None and not 1 <= options.n <= MOST:
         raise UserError(
-            f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, give several datasets different "
+            f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, make datasets with different "
             "seeds."
         )
     asked = {
