@@ -73,7 +73,10 @@ def run(options: argparse.Namespace) -> None:
     if options.participants and named:
         raise UserError("--participants and single conditions exclude each other. Put the conditions into the table.")
     if options.n is not None and not 1 <= options.n <= MOST:
-        raise UserError(f"--n must be from 1 to {MOST:,}. For more, make several datasets with different seeds.")
+        raise UserError(
+            f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, make datasets with different "
+            "seeds."
+        )
     asked = {
         "num_steps": options.steps,
         "eta": options.eta,
