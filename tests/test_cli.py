@@ -176,7 +176,7 @@ def test_the_second_stage_needs_the_first(data, tmp_path, capsys, demo_run, repo
     ldm = "configs/demo_ldm.py:tiny"
     check_refusal(capsys, train(data, tmp_path / "run", config=ldm), "config.autoencoder is empty")
     wrong = f"--config.autoencoder={demo_run / 'diffusion'}"
-    check_refusal(capsys, train(data, tmp_path / "run", wrong, config=ldm), "that of an autoencoder run is wanted")
+    check_refusal(capsys, train(data, tmp_path / "run", wrong, config=ldm), "that of the autoencoder stage is wanted")
     nowhere = f"--config.autoencoder={tmp_path / 'nowhere'}"
     check_refusal(capsys, train(data, tmp_path / "run", nowhere, config=ldm), "no config.json")
 

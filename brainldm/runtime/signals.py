@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType
 
 from brainldm.runtime.errors import Stopped
 
@@ -81,29 +80,26 @@ def _watch(reading: socket.socket) -> None:
 def stop_at_once() -> Iterator[None]:
     """Inside the `with`, SIGTERM, SIGUSR1 and Ctrl-C raise KeyboardInterrupt. For work whose files are written whole or
     not at all, outside of a loop that looks at a PreemptionHandler. A signal that is ignored stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number, frame):
-        # What a callback of the garbage collector raises is printed and forgotten: come again a moment later.
-        if _in_collector_callback(frame):
-            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
-            return
         raise KeyboardInterrupt
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        heeded = [number for number in (*_STOP, *_WARN) if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, interrupt) for number in heeded}
+    def come_again(unraisable):
+        # Python forgets what finalizers and callbacks of the garbage collector raise, so the signal is sent once more.
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            hook(unraisable)
+
+    heeded = [number for number in (*_STOP, *_WARN) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    hook, sys.unraisablehook = sys.unraisablehook, come_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _in_collector_callback(frame: FrameType | None) -> bool:
-    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in callbacks:
-            return True
-        frame = frame.f_back
-    return False
