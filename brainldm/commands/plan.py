@@ -34,10 +34,11 @@ def run(options: argparse.Namespace) -> None:
     import json
 
     from brainldm.planning.chips import find_chip, parse_topology
-    from brainldm.planning.plan import PROGRAMS, make_plan
+    from brainldm.planning.plan import make_plan
     from brainldm.planning.report import report
     from brainldm.runtime.errors import UserError
     from brainldm.training.flags import load_config
+    from brainldm.training.stages import stage_class
 
     if not 0 < options.utilisation <= 1:
         raise UserError(f"--utilisation {options.utilisation}: a share of the peak is wanted, above 0 and at most 1.")
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     target = parse_topology(options.topology) if options.topology else options.devices
     chip = target.chip if options.topology else find_chip(options.chip) if options.chip else None
     config = load_config(options.config, options.rest)
-    known = PROGRAMS[config.stage]
+    known = stage_class(config).program_names
     programs = tuple(options.programs.split(",")) if options.programs else known
     unknown = [name for name in programs if name not in known]
     if unknown:

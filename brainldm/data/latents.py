@@ -152,6 +152,10 @@ class LatentCache:
             raise UserError(f"{path}: has become too short. Start again to have its scans encoded again.")
         return values.reshape(self.shape)
 
+    def content_ids(self, names: Iterable[str]) -> list[str | None]:
+        """What told the images of these scans from others when they were encoded (see `content_id`)."""
+        return [self._entries[name].content_id for name in names]
+
     def std(self, names: Sequence[str]) -> float:
         """Standard deviation over all values of the means (variant 0) of these scans, without reading them."""
         count = len(names) * math.prod(self.shape)

@@ -1,4 +1,4 @@
-"""Which device holds which part of the training state: rules on the paths of its arrays.
+"""Where the arrays of a run lie on its mesh: rules on the paths of the training state, and constraints inside a step.
 
 A path is the way to an array in the state, as "params/encoder/blocks_1/conv1/kernel" or
 "opt_state/1/0/mu/encoder/blocks_1/conv1/kernel". The first rule whose regular expression is found in it decides.
@@ -6,7 +6,6 @@ A path is the way to an array in the state, as "params/encoder/blocks_1/conv1/ke
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import re
@@ -14,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import ml_collections
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +24,7 @@ from brainldm.runtime.errors import UserError
 Rule = tuple[str, str]
 
 HOW = ("replicate", "fsdp")
-"""What a rule can ask for: a copy on every device, or one part on each device along the mesh axis `fsdp`."""
+"""What a rule can ask for: a copy on every device, or one shard on each device along the mesh axis `fsdp`."""
 
 PRESETS: dict[str, tuple[Rule, ...]] = {
     "replicate": (("", "replicate"),),
@@ -34,19 +35,25 @@ PRESETS: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def rules_of(text: str | Sequence[str]) -> tuple[Rule, ...]:
-    """The rules that a config names: one of PRESETS, or "REGEX=HOW" as often as wanted, with spaces between them.
+def rules_of(rules: str | Sequence[str | Sequence[str]]) -> tuple[Rule, ...]:
+    """The rules that a config names: one of PRESETS, or pairs (REGEX, HOW), of which the first that matches decides.
 
-    A sequence of "REGEX=HOW" is understood as well. Raises UserError for an unknown preset, a way that does not exist,
-    or a faulty expression.
+    A pair may also be written "REGEX=HOW"; a string holds as many of these as wanted, with spaces between them.
+    Raises UserError for an unknown preset, a way that does not exist, or a faulty expression.
     """
-    items = text.split() if isinstance(text, str) else list(text)
-    if len(items) == 1 and items[0] in PRESETS:
+    items = rules.split() if isinstance(rules, str) else list(rules)
+    if len(items) == 1 and isinstance(items[0], str) and items[0] in PRESETS:
         return PRESETS[items[0]]
     if not items:
-        raise UserError(f"config.mesh.rules is empty; it can be {', '.join(PRESETS)} or 'REGEX=HOW REGEX=HOW ...'.")
-    rules = []
-    for item in items:
+        raise UserError(
+            f"config.mesh.rules is empty; it can be {', '.join(PRESETS)} or pairs (REGEX, HOW), which a command line "
+            "writes as 'REGEX=HOW REGEX=HOW ...'."
+        )
+    return tuple(map(_rule, items))
+
+
+def _rule(item: str | Sequence[str]) -> Rule:
+    if isinstance(item, str):
         pattern, equals, how = item.rpartition("=")
         if not equals:
             near = difflib.get_close_matches(item, PRESETS, 1)
@@ -55,38 +62,39 @@ def rules_of(text: str | Sequence[str]) -> tuple[Rule, ...]:
                 f"config.mesh.rules: {item!r} is neither one of {', '.join(PRESETS)} (which stand alone) nor "
                 f"'REGEX=HOW'.{hint}"
             )
-        if how not in HOW:
-            near = difflib.get_close_matches(how, HOW, 1) or HOW
-            raise UserError(
-                f"config.mesh.rules: in {item!r}, {how!r} can be {' or '.join(HOW)}. Did you mean {near[0]}?"
-            )
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"config.mesh.rules: {pattern!r} is not a regular expression ({error}).") from error
-        rules.append((pattern, how))
-    return tuple(rules)
+    elif len(item) == 2 and all(isinstance(part, str) for part in item):
+        pattern, how = item
+    else:
+        raise UserError(f"config.mesh.rules: {item!r} is not a pair (REGEX, HOW) of two strings.")
+    if how not in HOW:
+        near = difflib.get_close_matches(how, HOW, 1) or HOW
+        raise UserError(f"config.mesh.rules: in {item!r}, {how!r} can be {' or '.join(HOW)}. Did you mean {near[0]}?")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.mesh.rules: {pattern!r} is not a regular expression ({error}).") from error
+    return pattern, how
 
 
 def state_shardings(shapes: Any, mesh: Mesh, rules: Sequence[Rule], min_size: int, strict: bool = True) -> Any:
     """A sharding for every leaf of `shapes` (arrays, or shapes of jax.eval_shape).
 
-    With "fsdp" an array of at least `min_size` elements is cut along its last axis that the mesh axis `fsdp` divides
+    With "fsdp" an array of at least `min_size` elements is split along its last axis that the mesh axis `fsdp` divides
     (the outputs of a kernel); where there is none, and without a rule, it is replicated. Raises UserError for a rule
     that decides about nothing, unless not `strict`: for parts of a state, which some rules do not concern.
     """
-    parts = mesh.shape["fsdp"]
+    shards = mesh.shape["fsdp"]
     decided = [0] * len(rules)
 
-    def place(path, leaf) -> NamedSharding:
+    def sharding(path, leaf) -> NamedSharding:
         name = _name(path)
         for number, (pattern, how) in enumerate(rules):
             if re.search(pattern, name):
                 decided[number] += 1
-                return NamedSharding(mesh, _cut(leaf.shape, parts, min_size) if how == "fsdp" else P())
+                return NamedSharding(mesh, _split(leaf.shape, shards, min_size) if how == "fsdp" else P())
         return NamedSharding(mesh, P())
 
-    shardings = jax.tree_util.tree_map_with_path(place, shapes)
+    shardings = jax.tree_util.tree_map_with_path(sharding, shapes)
     idle = [pattern for (pattern, _), count in zip(rules, decided, strict=True) if not count]
     if strict and idle:
         paths = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
@@ -102,47 +110,71 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _cut(shape: Sequence[int], parts: int, min_size: int) -> P:
-    if parts == 1 or math.prod(shape) < min_size:
+def _split(shape: Sequence[int], shards: int, min_size: int) -> P:
+    if shards == 1 or math.prod(shape) < min_size:
         return P()
     for axis in reversed(range(len(shape))):
-        if shape[axis] % parts == 0:
+        if shape[axis] % shards == 0:
             return P(*[None] * axis, "fsdp")
     return P()
 
 
-def _same(x: Any) -> Any:
-    return x
+class Sharding:
+    """Where the arrays of a run lie on `mesh`, as `options` (config.mesh) says; the rules are read once.
 
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where the arrays of a training step lie: functions for use inside jit, which leave the values as they are.
-
-    batch(array [B, ...]): split as a batch is. whole(params): gathered, for use. cut(gradients): as the optimizer's
-    arrays for these parameters are cut. `num_devices` share the arrays. The default leaves everything to the compiler,
-    which is right for one device.
+    The methods for use inside jit leave values as they are. On one device, or without a mesh, they do nothing at all.
+    Raises UserError for rules that cannot be understood.
     """
 
-    batch: Callable[[jax.Array], jax.Array] = _same
-    whole: Callable[[Any], Any] = _same
-    cut: Callable[[Any], Any] = _same
-    num_devices: int = 1
+    def __init__(self, options: ml_collections.ConfigDict, mesh: Mesh | None = None):
+        self.mesh = mesh
+        self._rules, self._min_size = rules_of(options.rules), options.min_size
+        self.num_devices = 1 if mesh is None else mesh.size
+        self._alone = self.num_devices == 1
 
+    def state(self, shapes: Any) -> Any:
+        """A sharding for every array of a training state. Raises UserError for a rule that decides about none."""
+        return state_shardings(shapes, self.mesh, self._rules, self._min_size)
 
-ANYWHERE = Placement()
+    def params(self, shapes: Any) -> Any:
+        """A sharding for every array of parameters that are not trained."""
+        return state_shardings({"params": shapes}, self.mesh, self._rules, self._min_size, strict=False)["params"]
 
+    def put_params(self, params: Any) -> Any:
+        """Parameters that are not trained, from the host to their devices."""
+        params = jax.tree.map(np.asarray, params)
+        return jax.device_put(params, self.params(params))
 
-def make_placement(mesh: Mesh, rules: Sequence[Rule], min_size: int) -> Placement:
-    """The placement of a step whose state lies on `mesh` as `state_shardings` says."""
-    if mesh.size == 1:
-        return ANYWHERE
+    def gather_params(self, params: Any) -> Any:
+        """Inside jit: parameters, whole on every device, for use."""
+        return params if self._alone else jax.lax.with_sharding_constraint(params, replicated(self.mesh))
 
-    def whole(params: Any) -> Any:
-        return jax.lax.with_sharding_constraint(params, replicated(mesh))
-
-    def cut(gradients: Any) -> Any:
-        shardings = state_shardings({"opt_state": gradients}, mesh, rules, min_size, strict=False)
+    def shard_grads(self, gradients: Any) -> Any:
+        """Inside jit: gradients, split as the optimizer's arrays for these parameters are."""
+        if self._alone:
+            return gradients
+        shardings = state_shardings({"opt_state": gradients}, self.mesh, self._rules, self._min_size, strict=False)
         return jax.lax.with_sharding_constraint(gradients, shardings["opt_state"])
 
-    return Placement(batch_constraint(mesh), whole, cut, mesh.size)
+    def constrain_batch(self, array: jax.Array) -> jax.Array:
+        """Inside jit: an array [B, ...], split over the batch (and volumes in space), as a batch is."""
+        return array if self._alone else batch_constraint(self.mesh)(array)
+
+    def value_and_grad(self, loss: Callable, has_aux: bool = False) -> Callable:
+        """jax.value_and_grad of loss(params, ...), which gets its parameters whole; the gradients come sharded."""
+
+        def of_whole_params(params: Any, *arguments: Any) -> Any:
+            return loss(self.gather_params(params), *arguments)
+
+        def function(params: Any, *arguments: Any) -> Any:
+            value, gradients = jax.value_and_grad(of_whole_params, has_aux=has_aux)(params, *arguments)
+            return value, self.shard_grads(gradients)
+
+        return function
+
+
+def abstract_like(state: Any, sharding: jax.sharding.Sharding | Any) -> Any:
+    """Shapes and types of `state` (arrays or shapes), that lie as `sharding` says: one for all, or a tree of them."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, state)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, sharding)

@@ -15,10 +15,8 @@ from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.format import format_duration
 from brainldm.training.config import validate
+from brainldm.training.stages import stage_class
 from brainldm.volumes.grids import training_grid
-
-PROGRAMS = {"autoencoder": ("train", "encode", "decode"), "diffusion": ("train", "sample", "encode", "decode")}
-"""The programs of each stage, the first being its training step."""
 
 TRIES = 6
 """Changes of a config that are compiled at most, in search of one that fits."""
@@ -47,7 +45,7 @@ def make_plan(
     devices = target if isinstance(target, int) else target.devices
     notes: list[str] = []
     batch = _batch(config, devices, notes) if "train" in programs else None
-    if config.stage == "diffusion" and not config.autoencoder:
+    if not config.get("autoencoder", "its own"):
         notes.append("config.autoencoder is empty: latents are of the shape that the paper's autoencoder gives.")
     plan: dict[str, Any] = {
         "target": f"{devices} virtual devices" if isinstance(target, int) else target.name,
@@ -63,7 +61,7 @@ def make_plan(
         for name in programs:
             log(f"plan: compiling {name} for {plan['target']}")
             result = compiler.run(name, batch if name == "train" else None, full=full)
-            plan["programs"][name] = judge(result, chip, utilisation)
+            plan["programs"][name] = add_verdict(result, chip, utilisation)
             log(f"plan: {name} compiled in {format_duration(result['seconds'])}")
         if search and "train" in programs:
             step = plan["programs"]["train"]
@@ -81,20 +79,20 @@ def make_plan(
 def _batch(config: ml_collections.ConfigDict, devices: int, notes: list[str]) -> int:
     """The batch size to plan with: the config's, or the nearest that can be split evenly."""
     sizes = dict(zip(AXES, mesh_shape({axis: config.mesh[axis] for axis in AXES}, devices), strict=True))
-    parts = sizes["data"] * sizes["fsdp"] if config.stage == "autoencoder" else devices
-    unit = parts * config.accumulation_steps
+    shards = sizes["data"] * sizes["fsdp"] if stage_class(config).splits_volumes else devices
+    unit = shards * config.accumulation_steps
     if config.batch_size % unit == 0:
         return config.batch_size
     batch = max(unit, round(config.batch_size / unit) * unit)
     notes.append(
-        f"config.batch_size {config.batch_size} cannot be split evenly over {parts} parts"
+        f"config.batch_size {config.batch_size} cannot be split evenly over {shards} shards"
         + (f" and {config.accumulation_steps} microbatches" if config.accumulation_steps > 1 else "")
         + f"; planned with {batch}."
     )
     return batch
 
 
-def judge(result: dict[str, Any], chip: Chip | None, utilisation: float) -> dict[str, Any]:
+def add_verdict(result: dict[str, Any], chip: Chip | None, utilisation: float) -> dict[str, Any]:
     """Add to a compiler's answer whether it fits a chip and how long one run of it takes there.
 
     step_seconds is the larger of the arithmetic at `utilisation` of the peak and the memory traffic at full bandwidth,
@@ -144,14 +142,14 @@ def _largest(
 def candidates(config: ml_collections.ConfigDict, devices: int, sides: tuple[int, int]) -> Iterator[dict[str, Any]]:
     """Changes that make a training step smaller, the cheapest first.
 
-    `sides` are the first two of the volume at the deepest level, which the parts of space have to divide.
+    `sides` are the first two of the volume at the deepest level, which the shards of space have to divide.
     """
     remat = {} if config.model.remat else {"model.remat": True}
     if config.batch_size > devices * config.accumulation_steps:
         yield {"accumulation_steps": config.batch_size // devices}
     if remat:
         yield remat
-    if config.stage == "diffusion":
+    if not stage_class(config).splits_volumes:
         for rules in ("zero1", "fsdp"):
             yield {"mesh.data": -1, "mesh.fsdp": min(devices, 8), "mesh.rules": rules, **remat}
         return
@@ -186,12 +184,12 @@ def _fitting(
             break
         split = changes.get("mesh.space", 1) * changes.get("mesh.space_y", 1)
         batch = step["batch"]
-        if config.stage == "autoencoder" and split > 1:
-            parts = compiler.devices // split * config.accumulation_steps
-            batch = max(parts, config.batch_size // parts * parts)
+        if split > 1:
+            shards = compiler.devices // split * config.accumulation_steps
+            batch = max(shards, config.batch_size // shards * shards)
         log(f"plan: does not fit; trying {flags(changes, batch)}")
         try:
-            result = judge(compiler.run("train", batch, changes, full), chip, utilisation)
+            result = add_verdict(compiler.run("train", batch, changes, full), chip, utilisation)
         except UserError as error:
             log(f"plan: {error}")
             continue

@@ -17,12 +17,13 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from brainldm.parallel.mesh import AXES, check_batch_size, data_only_mesh, make_mesh, num_batch_shards
+from brainldm.parallel.mesh import AXES, check_batch_size, num_batch_shards
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.hlo import read_traffic
-from brainldm.planning.programs import make_program
 from brainldm.runtime.errors import UserError
 from brainldm.training.restore import from_json
+from brainldm.training.stage import mesh_of
+from brainldm.training.stages import make_stage
 
 # Time spent on making the program fast. The least: a compilation takes a tenth of the time, and what is read from it
 # (memory, operations, collectives) is nearly the same.
@@ -62,18 +63,18 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
     no more than that.
     """
     config = changed(config, job.get("changes", {}))
-    mesh = make_mesh({axis: config.mesh[axis] for axis in AXES}, devices)
+    stage = make_stage(config, mesh_of(config, devices))
     name, platform = job["program"], devices[0].platform
-    flat = data_only_mesh(mesh) if config.stage == "diffusion" and name in ("train", "sample") else mesh
+    mesh = stage.mesh if name in ("train", "sample") else stage.volume_mesh
     steps = config.accumulation_steps if name == "train" else 1
     if name == "train" and job.get("batch"):
-        check_batch_size(job["batch"] // steps, flat)
-    program = make_program(name, config, mesh, job.get("batch"))
+        check_batch_size(job["batch"] // steps, mesh)
+    program = stage.program(name, job.get("batch"))
     answer: dict[str, Any] = {
         "program": name,
         "batch": program.batch,
-        "parts": num_batch_shards(flat),
-        "mesh": {axis: flat.shape[axis] for axis in AXES},
+        "parts": num_batch_shards(mesh),
+        "mesh": {axis: mesh.shape[axis] for axis in AXES},
         "devices": len(devices),
         "accumulation_steps": steps,
         "remat": bool(config.model.remat),

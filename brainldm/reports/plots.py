@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,21 @@ def new_figure(width: float, height: float, dpi: int = 110) -> Figure:
 def plain_axes(axes: Axes) -> None:
     """Axes without the frame's upper and right side."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def loss_curves(columns: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
+    """The column "loss" over "step" of each split of a run, on a logarithmic scale."""
+    figure = new_figure(8, 4.5, dpi=100)
+    axes = figure.subplots()
+    for (split, found), colour in zip(columns.items(), (BLUE, AMBER, GREY), strict=False):
+        if found.get("loss"):
+            marker = "." if len(found["step"]) < 40 else ""
+            axes.plot(found["step"], found["loss"], label=split, marker=marker, color=colour)
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=title)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    return figure
 
 
 def figure_to_image(figure: Figure) -> Image.Image:

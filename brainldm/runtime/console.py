@@ -25,12 +25,16 @@ def log(text: str) -> None:
 
 class Progress:
     """Progress of `total` things, of which `start` were done before. Use as a context manager; call it with the
-    number done so far and a short note."""
+    number done so far and a short note.
 
-    def __init__(self, what: str, total: int, start: int = 0):
-        self._what, self._total, self._start = what, total, start
+    The first `warm_up` calls, which wait for a compilation, do not count for the time left: it is not said before.
+    """
+
+    def __init__(self, what: str, total: int, start: int = 0, warm_up: int = 0):
+        self._what, self._total, self._start, self._warm_up = what, total, start, warm_up
         self._began = time.monotonic()
         self._last_line = self._began
+        self._calls, self._since = 0, (start, self._began)  # done by then, and when: where the rate counts from
         self._bar: bars.Progress | None = None
         if sys.stderr.isatty():
             self._bar = bars.Progress(
@@ -59,9 +63,15 @@ class Progress:
 
     def __call__(self, done: int, note: str = "") -> None:
         now = time.monotonic()
+        self._calls += 1
+        if self._calls == self._warm_up:
+            self._since = (done, now)
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES and self._start < done < self._total:
             self._last_line = now
-            left = (now - self._began) / (done - self._start) * (self._total - done)
-            log(f"{self._what}: {done}/{self._total}, {format_duration(left)} left{', ' + note if note else ''}")
+            parts = [f"{done}/{self._total}"]
+            if self._calls > self._warm_up and done > self._since[0]:
+                left = (now - self._since[1]) / (done - self._since[0]) * (self._total - done)
+                parts.append(f"{format_duration(left)} left")
+            log(f"{self._what}: {', '.join([*parts, note] if note else parts)}")

@@ -11,9 +11,11 @@ import ml_collections
 import optax
 
 from brainldm.models import build as networks
-from brainldm.parallel.sharding import ANYWHERE, Placement
-from brainldm.training.perceptual import Distance, feature_matching
-from brainldm.training.state import AutoencoderState, accumulate, make_optimizer
+from brainldm.parallel.sharding import Sharding
+from brainldm.training.optimizer import learning_rate_schedule, make_optimizer
+from brainldm.training.state import AutoencoderState, accumulate
+from brainldm.volumes.grids import training_grid
+from brainldm.weights.perceptual import Distance, feature_matching
 
 Metrics = dict[str, jax.Array]
 
@@ -30,9 +32,9 @@ def least_squares(logits: jax.Array, real: bool) -> jax.Array:
 
 
 def build(
-    config: ml_collections.ConfigDict, perceptual: Distance | None, place: Placement = ANYWHERE
+    config: ml_collections.ConfigDict, perceptual: Distance | None, sharding: Sharding | None = None
 ) -> tuple[Callable, Callable, Callable]:
-    """The functions of stage one; `place` says where the arrays of a step lie.
+    """The functions of stage one for a state and batches that lie as `sharding` says (None: on one device).
 
     Returns
       init(key, image [1, D, H, W, 1]) -> AutoencoderState
@@ -42,60 +44,60 @@ def build(
     autoencoder's update (the order of the first author's code). Before `adversarial_start` the discriminator
     neither trains nor counts.
     """
-    autoencoder = networks.build("autoencoder", config.model.to_dict(), num_devices=place.num_devices)
+    sharding = sharding or Sharding(config.mesh)
+    autoencoder = networks.build("autoencoder", config.model.to_dict(), num_devices=sharding.num_devices)
     arguments = {**config.discriminator.to_dict(), "dtype": config.model.dtype}
-    discriminator = networks.build("discriminator", arguments, num_devices=place.num_devices)
-    shared = {name: config.optimizer[name] for name in ("warmup_steps", "decay", "gradient_clip")}
-    optimizer = make_optimizer(
-        config.optimizer.learning_rate,
-        num_steps=config.num_steps,
-        muon_learning_rate=config.optimizer.muon_learning_rate,
-        **shared,
-    )
-    discriminator_optimizer = make_optimizer(
-        config.optimizer.discriminator_learning_rate, num_steps=config.num_steps, **shared
-    )
+    discriminator = networks.build("discriminator", arguments, num_devices=sharding.num_devices)
+    rates = config.optimizer
+    timing = {"num_steps": config.num_steps, "warmup_steps": rates.warmup_steps, "decay": rates.decay}
+    options = {**timing, "gradient_clip": rates.gradient_clip}
+    optimizer = make_optimizer(rates.learning_rate, muon_learning_rate=rates.muon_learning_rate, **options)
+    discriminator_optimizer = make_optimizer(rates.discriminator_learning_rate, **options)
+    learning_rate = learning_rate_schedule(rates.learning_rate, **timing)
     weights = config.loss
     matching = weights.perceptual == "discriminator"
 
     def init(key: jax.Array, image: jax.Array) -> AutoencoderState:
         key_autoencoder, key_discriminator = jax.random.split(key)
         params = autoencoder.init(key_autoencoder, image)["params"]
-        judge = discriminator.init(key_discriminator, image, train=True)
+        variables = discriminator.init(key_discriminator, image, train=True)
         return AutoencoderState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
-            discriminator=judge["params"],
-            batch_stats=judge["batch_stats"],
-            discriminator_opt_state=discriminator_optimizer.init(judge["params"]),
+            discriminator=variables["params"],
+            batch_stats=variables["batch_stats"],
+            discriminator_opt_state=discriminator_optimizer.init(variables["params"]),
         )
 
-    def features(judge: Any, batch_stats: Any, image: jax.Array) -> tuple[list[jax.Array], Any]:
+    def features(disc_params: Any, batch_stats: Any, image: jax.Array) -> tuple[list[jax.Array], Any]:
         outputs, updated = discriminator.apply(
-            {"params": place.whole(judge), "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
+            {"params": disc_params, "batch_stats": batch_stats}, image, train=True, mutable=["batch_stats"]
         )
         return outputs, updated["batch_stats"]
 
     def autoencoder_loss(params, state, image, key, frozen, active):
         key_latent, key_slices = jax.random.split(key)
         reconstruction, mu, sigma = map(
-            place.batch, autoencoder.apply({"params": place.whole(params)}, image, key_latent)
+            sharding.constrain_batch, autoencoder.apply({"params": params}, image, key_latent)
         )
         l1 = jnp.mean(jnp.abs(reconstruction - image))
         kl = kl_divergence(mu, sigma)
         total = l1 + weights.kl_weight * kl
         metrics = {"l1": l1, "kl": kl}
 
-        def judged(reconstruction):
-            fake, _ = features(state.discriminator, state.batch_stats, reconstruction)
+        def with_discriminator(reconstruction):
+            disc_params = sharding.gather_params(state.discriminator)
+            fake, _ = features(disc_params, state.batch_stats, reconstruction)
             distance = jnp.zeros(())
             if matching:
-                real, _ = features(state.discriminator, state.batch_stats, image)
+                real, _ = features(disc_params, state.batch_stats, image)
                 distance = feature_matching(fake, real)
             return least_squares(fake[-1], real=True), distance
 
-        adversarial, distance = jax.lax.cond(active, judged, lambda _: (jnp.zeros(()), jnp.zeros(())), reconstruction)
+        adversarial, distance = jax.lax.cond(
+            active, with_discriminator, lambda _: (jnp.zeros(()), jnp.zeros(())), reconstruction
+        )
         total = total + weights.adversarial_weight * adversarial
         metrics["adversarial"] = adversarial
         if perceptual is not None:
@@ -106,9 +108,9 @@ def build(
         metrics["loss"] = total
         return total, (metrics, reconstruction)
 
-    def discriminator_loss(judge, batch_stats, image, reconstruction):
-        fake, batch_stats = features(judge, batch_stats, reconstruction)
-        real, batch_stats = features(judge, batch_stats, image)
+    def discriminator_loss(disc_params, batch_stats, image, reconstruction):
+        fake, batch_stats = features(disc_params, batch_stats, reconstruction)
+        real, batch_stats = features(disc_params, batch_stats, image)
         loss = 0.5 * (least_squares(fake[-1], real=False) + least_squares(real[-1], real=True))
         return weights.adversarial_weight * loss, (loss, batch_stats)
 
@@ -117,50 +119,61 @@ def build(
         active = state.step >= weights.adversarial_start
 
         def compute(part: dict, key: jax.Array):
-            image = place.batch(part["image"])
-            (_, (metrics, reconstruction)), gradients = jax.value_and_grad(autoencoder_loss, has_aux=True)(
+            image = sharding.constrain_batch(part["image"])
+            (_, (metrics, reconstruction)), gradients = sharding.value_and_grad(autoencoder_loss, has_aux=True)(
                 state.params, state, image, key, frozen, active
             )
 
-            def judge_gradients(reconstruction):
-                (_, (loss, stats)), judge = jax.value_and_grad(discriminator_loss, has_aux=True)(
+            def train_discriminator(reconstruction):
+                (_, (loss, stats)), disc_gradients = sharding.value_and_grad(discriminator_loss, has_aux=True)(
                     state.discriminator, state.batch_stats, image, reconstruction
                 )
-                return judge, stats, loss
+                return disc_gradients, stats, loss
 
-            def nothing(reconstruction):
-                return jax.tree.map(jnp.zeros_like, state.discriminator), state.batch_stats, jnp.zeros(())
+            def leave_discriminator(reconstruction):
+                zeros = sharding.shard_grads(jax.tree.map(jnp.zeros_like, state.discriminator))
+                return zeros, state.batch_stats, jnp.zeros(())
 
-            judge, stats, metrics["discriminator"] = jax.lax.cond(
-                active, judge_gradients, nothing, jax.lax.stop_gradient(reconstruction)
+            disc_gradients, stats, metrics["discriminator"] = jax.lax.cond(
+                active, train_discriminator, leave_discriminator, jax.lax.stop_gradient(reconstruction)
             )
-            return place.cut(gradients), place.cut(judge), stats, metrics
+            return gradients, disc_gradients, stats, metrics
 
-        gradients, judge_gradients, batch_stats, metrics = accumulate(
+        gradients, disc_gradients, batch_stats, metrics = accumulate(
             compute, {"image": batch["image"]}, key, config.accumulation_steps
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics["learning_rate"] = learning_rate(state.step)
 
-        def update_judge(_):
+        def update_discriminator(_):
             updates, opt_state = discriminator_optimizer.update(
-                judge_gradients, state.discriminator_opt_state, state.discriminator
+                disc_gradients, state.discriminator_opt_state, state.discriminator
             )
             return optax.apply_updates(state.discriminator, updates), opt_state
 
-        judge, judge_opt_state = jax.lax.cond(
-            active, update_judge, lambda _: (state.discriminator, state.discriminator_opt_state), None
+        disc_params, disc_opt_state = jax.lax.cond(
+            active, update_discriminator, lambda _: (state.discriminator, state.discriminator_opt_state), None
         )
         return AutoencoderState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
-            discriminator=judge,
+            discriminator=disc_params,
             batch_stats=batch_stats,
-            discriminator_opt_state=judge_opt_state,
+            discriminator_opt_state=disc_opt_state,
         ), metrics
 
     def reconstruct(params: Any, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return tuple(map(place.batch, autoencoder.apply({"params": place.whole(params)}, place.batch(image))))
+        params, image = sharding.gather_params(params), sharding.constrain_batch(image)
+        return tuple(map(sharding.constrain_batch, autoencoder.apply({"params": params}, image)))
 
     return init, train_step, reconstruct
+
+
+def state_shapes(config: ml_collections.ConfigDict) -> AutoencoderState:
+    """The shapes and types of a state, without making one."""
+    init, _, _ = build(config, None)
+    image = jax.ShapeDtypeStruct((1, *training_grid(config.data.spacing_mm).shape, 1), jnp.float32)
+    return jax.eval_shape(init, jax.random.key(config.seed), image)

@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from brainldm.parallel.distributed import from_primary, is_primary
+from brainldm.runtime import checkpoint_folder
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError, first_line
-from brainldm.training import checkpoint_folder
 
 Tree = Any
 
@@ -50,14 +50,15 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._failures = 0
         self._report = ""
+        self._metadata: dict[int, dict] = {}
 
     @property
     def latest(self) -> int | None:
         """The newest finished step, as it is on disk now."""
         return max(checkpoint_folder.finished_steps(self._folder), default=None)
 
-    def begin(self) -> int | None:
-        """The newest whole step, to go on from; None when there is none.
+    def begin(self) -> tuple[int | None, dict]:
+        """The newest whole step, to go on from, and its metadata; (None, {}) when there is none.
 
         Deletes what a killed save left, and puts damaged steps aside, so that their numbers are free again. Raises
         BrainldmError when there are steps and none is whole.
@@ -69,17 +70,17 @@ class Checkpoints:
                 kept = checkpoint_folder.set_aside(self._folder, number)
                 log(f"It is kept as {kept}; delete it when you do not need it.")
             self._losses = {number: self._loss_of(number) for number in checkpoint_folder.finished_steps(self._folder)}
-        return step
+        return step, {} if step is None else self.metadata(step)
 
     def save(
         self,
         step: int,
         state: Tree,
         progress: dict,
-        about: dict | None = None,
+        metadata: dict | None = None,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin to save `state` as step `step`, with the loop's own JSON `progress` and what it says `about` the run.
+        """Begin to save `state` as step `step`, with the loop's own JSON `progress` and `metadata` of the run.
 
         The best step is the one with the lowest progress["validation_loss"]. `ready` is called first, in process 0,
         and may raise OSError when what belongs to the step is not on disk: it counts as a failed save.
@@ -90,7 +91,7 @@ class Checkpoints:
         args = {
             # A copy, because it is written while the loop goes on adding to its sums.
             "progress": ocp.args.JsonSave(copy.deepcopy(progress)),
-            "about": ocp.args.JsonSave({**(about or {}), "shapes": shapes_of(state)}),
+            "about": ocp.args.JsonSave({**(metadata or {}), "shapes": shapes_of(state)}),
             **{name: ocp.args.StandardSave(item) for name, item in _items(state).items()},
         }
         try:
@@ -155,24 +156,27 @@ class Checkpoints:
         if not self.wait():
             raise Stopped(f"{self._report} Make room (or repair the disk); the same command then goes on from there.")
 
-    def about(self, step: int) -> dict:
-        """What was said about the run when `step` was saved."""
-        return self._read(step, about=ocp.args.JsonRestore())["about"]
+    def metadata(self, step: int) -> dict:
+        """The metadata of the run when `step` was saved, with the shape of every array under "shapes"."""
+        if step not in self._metadata:
+            self._metadata[step] = self._read(step, about=ocp.args.JsonRestore())["about"]
+        return self._metadata[step]
 
     def restore(self, abstract: Tree, step: int | None = None) -> tuple[Tree, dict]:
         """The state of `step` (None: the newest whole one) in the shapes, types and shardings of `abstract`, and the
         progress.
 
-        The devices may be others, and in another order, than those that saved it. Raises UserError when there is no
-        checkpoint or it does not fit (naming what differs), BrainldmError when a file of it is not as it was written.
+        Where `abstract` holds numpy arrays (whose values do not matter) the state holds numpy arrays. The devices may
+        be others, and in another order, than those that saved it. Raises UserError when there is no checkpoint or it
+        does not fit (naming what differs), BrainldmError when a file of it is not as it was written.
         """
         if step is None:
             step, _ = self._newest_whole()
-        elif damage := from_primary(lambda: self._damage(step)):
+        elif step not in self._metadata and (damage := from_primary(lambda: self._damage(step))):
             raise BrainldmError(f"{self._folder / str(step)} is damaged ({damage}).")
         if step is None:
             raise UserError(f"{self._folder}: no checkpoint in it. Train first.")
-        differences = _differences(self.about(step)["shapes"], shapes_of(abstract))
+        differences = _differences(self.metadata(step)["shapes"], shapes_of(abstract))
         if differences:
             raise UserError(
                 f"{self._folder / str(step)} was written by another model: {'; '.join(differences[:5])}"
@@ -249,13 +253,6 @@ class Checkpoints:
     def _newest(self) -> str:
         step = self.latest
         return "No step is finished yet." if step is None else f"The newest finished step is {step}."
-
-
-def abstract_like(state: Tree, sharding: jax.sharding.Sharding | Tree) -> Tree:
-    """Shapes and types of `state` (arrays or shapes), placed by `sharding`: one for all, or a tree of them."""
-    if isinstance(sharding, jax.sharding.Sharding):
-        sharding = jax.tree.map(lambda _: sharding, state)
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, sharding)
 
 
 def shapes_of(state: Tree) -> dict[str, str]:

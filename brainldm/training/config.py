@@ -87,6 +87,11 @@ def running_config() -> ml_collections.ConfigDict:
     # What ends a run that hangs, with exit code 75; 0: never.
     config.watchdog_seconds = 1800.0  # without a completed step
     config.heartbeat_seconds = 90.0  # without a sign of life from another process
+
+    # A profile of some steps, for TensorBoard or xprof, into `profile` of the work dir.
+    config.profile = profile = ml_collections.ConfigDict()
+    profile.first_step = 0  # of the window; the first two after a start compile; 0: none is written
+    profile.num_steps = 3
     return config
 
 
@@ -97,13 +102,15 @@ def mesh_config() -> ml_collections.ConfigDict:
     """
     mesh = ml_collections.ConfigDict()
     mesh.data = -1  # parts of a batch
-    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` cuts
+    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` splits
     mesh.space = 1  # parts of a volume along its first side, in the autoencoder
     mesh.space_y = 1  # and along its second
-    # What is cut along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and the
-    # moving average), or "REGEX=HOW REGEX=HOW ..." on paths in the state, HOW being replicate or fsdp.
+    # What is split along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and
+    # the moving average), or pairs ((REGEX, HOW), ...) on paths in the state, HOW being replicate or fsdp, which a
+    # command line writes as "REGEX=HOW REGEX=HOW ...".
+    mesh.rules = ml_collections.config_dict.placeholder(object)
     mesh.rules = "replicate"
-    mesh.min_size = 65536  # elements below which an array is never cut
+    mesh.min_size = 65536  # elements below which an array is never split
     return mesh
 
 

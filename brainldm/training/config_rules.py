@@ -135,6 +135,8 @@ _COMMON = {
     **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "space", "space_y")},
     "checkpoints.keep_last": _whole(1),
     "checkpoints.keep_every": _COUNT,
+    "profile.first_step": _COUNT,
+    "profile.num_steps": _whole(1),
     "watchdog_seconds": _number(0),
     "heartbeat_seconds": _number(0),
     "model.channels": _list_of(_whole(1), 1),

@@ -12,10 +12,13 @@ import optax
 
 from brainldm.diffusion.objectives import diffusion_loss
 from brainldm.diffusion.schedule import Schedule, make_schedule
+from brainldm.models import build as networks
 from brainldm.models.unet import DiffusionUNet
-from brainldm.parallel.sharding import ANYWHERE, Placement
+from brainldm.parallel.sharding import Sharding
 from brainldm.runtime.errors import UserError
-from brainldm.training.state import DiffusionState, accumulate, ema_update, make_optimizer
+from brainldm.training.config import covariates_of
+from brainldm.training.optimizer import learning_rate_schedule, make_optimizer
+from brainldm.training.state import DiffusionState, accumulate, ema_update
 
 Metrics = dict[str, jax.Array]
 
@@ -51,9 +54,9 @@ def schedule_of(config: ml_collections.ConfigDict) -> Schedule:
 
 
 def build(
-    config: ml_collections.ConfigDict, unet: DiffusionUNet, place: Placement = ANYWHERE
+    config: ml_collections.ConfigDict, unet: DiffusionUNet, sharding: Sharding | None = None
 ) -> tuple[Callable, Callable, Callable]:
-    """The functions of stage two; `place` says where the arrays of a step lie.
+    """The functions of stage two for a state and batches that lie as `sharding` says (None: on one device).
 
     Returns
       init(key, batch, latent_scale) -> DiffusionState
@@ -62,10 +65,12 @@ def build(
       validation_loss(params, latent_scale, batch) -> [B], the unweighted loss without condition dropout, at fixed
         times and with noise that depends on the sample's index alone
     """
-    schedule = schedule_of(config)
-    names = ("warmup_steps", "decay", "weight_decay", "gradient_clip", "muon_learning_rate")
-    options = {name: config.optimizer[name] for name in names}
-    optimizer = make_optimizer(config.optimizer.learning_rate, num_steps=config.num_steps, **options)
+    sharding, schedule = sharding or Sharding(config.mesh), schedule_of(config)
+    rates = config.optimizer
+    timing = {"num_steps": config.num_steps, "warmup_steps": rates.warmup_steps, "decay": rates.decay}
+    options = {name: rates[name] for name in ("weight_decay", "gradient_clip", "muon_learning_rate")}
+    optimizer = make_optimizer(rates.learning_rate, **timing, **options)
+    learning_rate = learning_rate_schedule(rates.learning_rate, **timing)
     prediction = config.loss.prediction
     gamma = config.loss.min_snr_gamma or None
     decay = config.optimizer.ema_decay
@@ -82,7 +87,7 @@ def build(
         )
 
     def loss(params, batch, latent_scale, key):
-        params, batch = place.whole(params), jax.tree.map(place.batch, batch)
+        batch = jax.tree.map(sharding.constrain_batch, batch)
         x0 = batch["latent"] * latent_scale
         key_noise, key_time, key_drop = jax.random.split(key, 3)
         size = x0.shape[0]
@@ -94,7 +99,7 @@ def build(
             c = jnp.where(drop[:, None], unet.apply({"params": params}, method="null_conditions"), c)
 
         def network(x, t):
-            return place.batch(unet.apply({"params": params}, place.batch(x), t, c))
+            return sharding.constrain_batch(unet.apply({"params": params}, sharding.constrain_batch(x), t, c))
 
         return jnp.mean(diffusion_loss(schedule, prediction, network, x0, noise, t, gamma))
 
@@ -102,23 +107,28 @@ def build(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def compute(part: dict, key: jax.Array):
-            value, gradients = jax.value_and_grad(loss)(state.params, part, state.latent_scale, key)
-            return value, place.cut(gradients)
+            return sharding.value_and_grad(loss)(state.params, part, state.latent_scale, key)
 
         arrays = {name: batch[name] for name in ("latent", "condition")}
         value, gradients = accumulate(compute, arrays, key, config.accumulation_steps)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": value,
+            "gradient_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": learning_rate(state.step),
+        }
         return DiffusionState(
             step=state.step + 1,
             params=params,
             ema=ema_update(state.ema, params, state.step, decay),
             opt_state=opt_state,
             latent_scale=state.latent_scale,
-        ), {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+        ), metrics
 
     def validation_loss(params: Any, latent_scale: jax.Array, batch: dict) -> jax.Array:
-        params, batch = place.whole(params), jax.tree.map(place.batch, batch)
+        params, batch = sharding.gather_params(params), jax.tree.map(sharding.constrain_batch, batch)
         x0 = batch["latent"] * latent_scale
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(batch["index"])
         spacing = schedule.num_train_steps / VALIDATION_TIMES
@@ -135,3 +145,15 @@ def build(
         return total / VALIDATION_TIMES
 
     return init, train_step, validation_loss
+
+
+def state_shapes(config: ml_collections.ConfigDict, latent_shape: tuple[int, ...]) -> DiffusionState:
+    """The shapes and types of a state for latents [*latent_shape], without making one."""
+    width = covariates_of(config).width
+    unet = networks.build("unet", unet_arguments(config.model, latent_shape[-1], width), num_devices=1)
+    init, _, _ = build(config, unet)
+    batch = {
+        "latent": jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32),
+        "condition": jax.ShapeDtypeStruct((1, width), jnp.float32),
+    }
+    return jax.eval_shape(lambda key, row: init(key, row, 1.0), jax.random.key(config.seed), batch)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-
 from brainldm import __version__
 from brainldm.diffusion.sampling import Sampling
-from brainldm.parallel.mesh import data_mesh
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
 from brainldm.runtime.format import format_shape
@@ -16,7 +13,7 @@ from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments
 from brainldm.training.restore import load_autoencoder, read_config, restore_state
 from brainldm.volumes.grids import training_grid
-from brainldm.weights.model_folder import ModelSpec, params_sha256, save_model
+from brainldm.weights.model_folder import ModelSpec, save_model
 
 CARD = """# Model card
 
@@ -41,26 +38,24 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     Raises UserError when a work dir is not of its stage, has no checkpoint, or the denoising network was trained
     on the latents of another autoencoder.
     """
-    mesh = data_mesh()
-    config = read_config(diffusion_workdir)
-    if config.stage != "diffusion":
-        raise UserError(f"{diffusion_workdir}: the work dir of the {config.stage} stage; name the autoencoder's first.")
-    arguments, spacing, autoencoder = load_autoencoder(str(autoencoder_workdir), mesh)
-    facts = read_json(Path(diffusion_workdir) / "run.json")
-    if params_sha256(autoencoder) != facts["autoencoder_sha256"]:
+    config = read_config(diffusion_workdir, "diffusion")
+    autoencoder = load_autoencoder(str(autoencoder_workdir))
+    run_info = read_json(Path(diffusion_workdir) / "run.json")
+    if autoencoder.sha256 != run_info["autoencoder_sha256"]:
         raise UserError(
             f"{diffusion_workdir} was trained on the latents of another autoencoder than {autoencoder_workdir} holds "
             "now. Export it with its own, or train the diffusion stage again."
         )
-    state = jax.device_get(restore_state(config, diffusion_workdir, mesh))
-    covariates, grid = covariates_of(config).with_observed(facts.get("observed", {})), training_grid(spacing)
+    state = restore_state(config, diffusion_workdir)
+    covariates = covariates_of(config).with_observed(run_info.get("observed", {}))
+    grid = training_grid(autoencoder.spacing_mm)
     dataset = read_json(Path(config.data.path) / "dataset_description.json") if _described(config.data.path) else {}
     name = dataset.get("Name", Path(config.data.path).name)
     autoencoder_config = Path(autoencoder_workdir) / "config.json"
     steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
     spec = ModelSpec(
-        autoencoder=arguments,
-        unet=unet_arguments(config.model, facts["latent_shape"][-1], covariates.width),
+        autoencoder=autoencoder.arguments,
+        unet=unet_arguments(config.model, run_info["latent_shape"][-1], covariates.width),
         schedule=config.schedule.to_dict(),
         prediction=config.loss.prediction,
         latent_scale=float(state.latent_scale),
@@ -70,7 +65,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         provenance={
             "brainldm": __version__,
             "dataset": name,
-            "scans": facts["scans_training"],
+            "scans": run_info["scans_training"],
             "embedded_population": bool(dataset.get("EmbeddedPopulation", False)),
             "autoencoder_steps": steps,
             "diffusion_steps": int(state.step),
@@ -79,14 +74,14 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     card = CARD.format(
         version=__version__,
         dataset=name,
-        scans=facts["scans_training"],
+        scans=run_info["scans_training"],
         shape=format_shape(grid.shape),
-        spacing=spacing,
+        spacing=autoencoder.spacing_mm,
         autoencoder_steps=steps,
         diffusion_steps=int(state.step),
         conditions="\n".join(f"  - {condition.name}: {condition.span}" for condition in covariates),
     )
-    return save_model(folder, spec, jax.device_get(autoencoder), state.ema, card)
+    return save_model(folder, spec, autoencoder.params, state.ema, card)
 
 
 def _described(path: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from brainldm.data.augmentation import Augmentation
-from brainldm.data.latents import LatentCache
+from brainldm.data.latents import LatentCache, content_id
 from brainldm.data.pipeline import VolumeSource, load_image, read_ahead
 from brainldm.datasets.bids import read_dataset
 from brainldm.datasets.scans import Excluded, Scan
@@ -26,11 +27,14 @@ from brainldm.volumes.grids import training_grid
 LATENTS = "latents"
 """Folder of the latent cache inside a work dir."""
 
+CONTENT_THREADS = 8
+"""Files looked into at once: on a file server most of the time is waiting."""
 
-def read_sides(
+
+def read_splits(
     config: ml_collections.ConfigDict, need_images: bool = True
 ) -> tuple[dict[str, list[Scan]], tuple[Excluded, ...]]:
-    """The records of the dataset by side ("train", "validation" and "test"), and what of it is left out.
+    """The records of the dataset by split ("train", "validation" and "test"), and what of it is left out.
 
     Without `need_images` a record whose image is gone stays, with the path None.
     """
@@ -47,9 +51,39 @@ def read_sides(
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
 
-def scans_sha256(records: list[Scan]) -> str:
-    """A hash of the names of scans, in their order: what besides the seed decides which scans a batch holds."""
-    return hashlib.sha256("\n".join(record.name for record in records).encode()).hexdigest()
+def scan_info(splits: dict[str, list[Scan]]) -> dict[str, Any]:
+    """What run.json says of the scans: how many, and a hash of the names of those to train on, in their order, which
+    is what besides the seed decides which scans a batch holds."""
+    return {
+        "scans_training": len(splits["train"]),
+        "scans_validation": len(splits["validation"]),
+        "scans_sha256": _sha256("\n".join(record.name for record in splits["train"]).encode()),
+    }
+
+
+def images_sha256(content_ids: Iterable[str | None]) -> str:
+    """A hash of the content of images, by the content id of each, in the order of the scans."""
+    return _sha256("\n".join(map(str, content_ids)).encode())
+
+
+def content_ids(records: list[Scan]) -> list[str | None]:
+    """The content id of the image of every record: of each file its size, 64 KiB of its middle and its end are read.
+
+    The end of a .nii.gz holds the checksum of the whole. Some tens of microseconds a scan where files are near, so
+    it adds little to the start of a run; a hash of all bytes would read the dataset once.
+    """
+    with ThreadPoolExecutor(CONTENT_THREADS) as pool:
+        return list(pool.map(lambda record: content_id(record.path), records))
+
+
+def conditions_sha256(config: ml_collections.ConfigDict, conditions: np.ndarray) -> str:
+    """A hash of the conditions [N, C] of scans, in their order, and of the names of the conditions."""
+    names = "\n".join(covariates_of(config).names).encode()
+    return _sha256(names + b"\n" + np.ascontiguousarray(conditions, "<f4").tobytes())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def conditions_of(config: ml_collections.ConfigDict, records: list[Scan]) -> np.ndarray:
@@ -57,16 +91,16 @@ def conditions_of(config: ml_collections.ConfigDict, records: list[Scan]) -> np.
     return covariates_of(config).encode([record.covariates for record in records])
 
 
-def volume_sources(config: ml_collections.ConfigDict, sides: dict[str, list[Scan]]) -> list[VolumeSource]:
+def volume_sources(config: ml_collections.ConfigDict, splits: dict[str, list[Scan]]) -> list[VolumeSource]:
     """Training and validation volumes, read into memory where they fit."""
     data = config.data
-    chosen = {name: sides[name] for name in SPLITS[:2]}
+    chosen = {name: splits[name] for name in SPLITS[:2]}
     total = sum(map(len, chosen.values()))
     sources = []
     for records in chosen.values():
-        share = data.cache_gib * len(records) / total
+        memory = data.cache_gib * len(records) / total
         grid, conditions = training_grid(data.spacing_mm), conditions_of(config, records)
-        sources.append(VolumeSource(records, conditions, grid, data.scaling, share, data.cache_dir))
+        sources.append(VolumeSource(records, conditions, grid, data.scaling, memory, data.cache_dir))
     unpacked = sum(source.unpacks_in_every_epoch for source in sources)
     if unpacked:
         log(
@@ -102,14 +136,14 @@ def augment_elements(
 
 
 def padded_batches(
-    source: Any, size: int, threads: int = 0, share: tuple[int, int] = (0, 1)
+    source: Any, size: int, threads: int = 0, process_shard: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Batches of one fixed size over the whole source, and how many rows of each are real; threads read ahead.
 
-    With `share` (number, of how many) only that part of the rows of every batch is read and given.
+    With `process_shard` (number, of how many) only that part of the rows of every batch is read and given.
     """
-    number, parts = share
-    own = range(number * size // parts, (number + 1) * size // parts)
+    number, shards = process_shard
+    own = range(number * size // shards, (number + 1) * size // shards)
     # The last scan fills up the last batch.
     indices = [min(start + row, len(source) - 1) for start in range(0, len(source), size) for row in own]
     rows = read_ahead(source.__getitem__, indices, threads, len(own))
@@ -121,7 +155,7 @@ def padded_batches(
 def latent_cache(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
-    sides: dict[str, list[Scan]],
+    splits: dict[str, list[Scan]],
     encode: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     *,
     batch_size: int,
@@ -129,12 +163,12 @@ def latent_cache(
     autoencoder: dict[str, Any],
     latent_shape: tuple[int, ...],
 ) -> LatentCache:
-    """The encoded scans of all sides, encoding what is missing.
+    """The encoded scans of all splits, encoding what is missing.
 
     `autoencoder` is what identifies the networks that encode (JSON). `encode(images [batch_size, D, H, W, 1])` gives
-    posterior means and standard deviations; with several processes each gives its `process_shard` (number, of how many)
-    of the rows and gets the whole result. Raises UserError when the cache there is of another autoencoder or of other
-    images, or a scan that is missing in it has no image.
+    posterior means and standard deviations; with several processes each gives its rows, those of `process_shard`
+    (number, of how many), and gets the whole result. Raises UserError when the cache there is of another autoencoder or
+    of other images, or a scan that is missing in it has no image.
     """
     augment, grid = augmentation_of(config), training_grid(config.data.spacing_mm)
     variants = config.latents.variants
@@ -154,7 +188,7 @@ def latent_cache(
         "augment": {**config.data.augment.to_dict(), "seed": config.seed} if variants > 1 else None,
     }
     cache = LatentCache(config.latents.path or Path(workdir) / LATENTS, identity)
-    missing = cache.missing(record for name in SPLITS for record in sides[name])
+    missing = cache.missing(record for name in SPLITS for record in splits[name])
     _wait("latents read")  # before any process adds to them: all must find the same ones missing
     if missing:
         _require_images(config, missing, len(cache))

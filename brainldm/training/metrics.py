@@ -172,15 +172,7 @@ def read_metrics(workdir: str | Path, split: str) -> dict[str, list[float]]:
 
 def plot_progress(workdir: str | Path) -> None:
     """Draw the training and validation loss over steps into progress.png."""
-    from matplotlib.figure import Figure
+    from brainldm.reports.plots import loss_curves  # matplotlib takes a second to import
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for split in ("train", "validation"):
-        columns = read_metrics(workdir, split)
-        if columns.get("loss"):
-            axes.plot(columns["step"], columns["loss"], label=split, marker="." if len(columns["step"]) < 40 else "")
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title=Path(workdir).name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(Path(workdir) / "progress.png", dpi=100)
+    columns = {split: read_metrics(workdir, split) for split in ("train", "validation")}
+    loss_curves(columns, Path(workdir).name).savefig(Path(workdir) / "progress.png", dpi=100)

@@ -1,72 +1,79 @@
-"""What a work dir holds, brought back: its config, its newest state, a trained autoencoder, each in its place."""
+"""What a work dir holds, brought back to the host: its config, its newest state, a trained autoencoder."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from brainldm.diffusion.sampling import Sampling
-from brainldm.models.build import build
-from brainldm.parallel.mesh import replicated
-from brainldm.parallel.sharding import rules_of, state_shardings
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
-from brainldm.training import autoencoder as autoencoder_step
-from brainldm.training import diffusion as diffusion_step
-from brainldm.training.checkpoints import Checkpoints, abstract_like
-from brainldm.training.config import covariates_of, running_config, validate
-from brainldm.volumes.grids import training_grid
-from brainldm.weights.model_folder import load_model
+from brainldm.training import autoencoder, diffusion
+from brainldm.training.checkpoints import Checkpoints
+from brainldm.training.config import autoencoder_config, running_config, validate
+from brainldm.weights.model_folder import load_model, params_sha256
 
 
-def shardings_of(shapes: Any, mesh: Mesh, config: ml_collections.ConfigDict, strict: bool = True) -> Any:
-    """The place of every array of a state (or, not `strict`, of other parameters) under `config.mesh`."""
-    return state_shardings(shapes, mesh, rules_of(config.mesh.rules), config.mesh.min_size, strict)
+@dataclasses.dataclass(frozen=True)
+class TrainedAutoencoder:
+    """Constructor arguments (dtype by name), the spacing in mm of its volumes, parameters on the host, their hash."""
+
+    arguments: dict[str, Any]
+    spacing_mm: int
+    params: Any
+    sha256: str
 
 
-def placed(params: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> Any:
-    """Parameters that are not trained, from the host to their places."""
-    params = jax.tree.map(np.asarray, params)
-    return jax.device_put(params, shardings_of({"params": params}, mesh, config, strict=False)["params"])
-
-
-def load_autoencoder(
-    path: str, mesh: Mesh, run: ml_collections.ConfigDict | None = None
-) -> tuple[dict[str, Any], int, Any]:
+def load_autoencoder(path: str | Path) -> TrainedAutoencoder:
     """A trained autoencoder from a work dir of stage one (its newest checkpoint) or a model folder.
 
-    Returns its constructor arguments (dtype by name), the spacing in mm that it was trained at, and its parameters,
-    placed on `mesh` as the config `run` says (default: replicated). Raises UserError when there is none.
+    Raises UserError when there is none.
     """
     if not path:
         raise UserError(
             "config.autoencoder is empty. Name the work dir of the autoencoder stage (or a model folder): "
             "--config.autoencoder=DIR."
         )
-    if (Path(path) / "model.json").exists():
+    if _is_model_folder(path):
         model = load_model(path)
-        params = placed(model.autoencoder, mesh, run) if run else jax.device_put(model.autoencoder, replicated(mesh))
-        return model.spec.autoencoder, int(model.spec.grid.spacing_mm[0]), params
-    config = read_config(path)
-    if config.stage != "autoencoder":
-        raise UserError(f"{path}: the work dir of the {config.stage} stage; that of an autoencoder run is wanted.")
-    state = restore_state(config, path, mesh, run)
-    return config.model.to_dict(), config.data.spacing_mm, state.params
+        arguments, spacing, params = model.spec.autoencoder, int(model.spec.grid.spacing_mm[0]), model.autoencoder
+    else:
+        config = read_config(path, "autoencoder")
+        arguments, spacing = config.model.to_dict(), config.data.spacing_mm
+        params = restore_state(config, path).params
+    return TrainedAutoencoder(arguments, spacing, params, params_sha256(params))
 
 
-def read_config(workdir: str | Path) -> ml_collections.ConfigDict:
-    """The resolved config of a work dir. Raises UserError when there is none."""
+def autoencoder_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Constructor arguments (dtype by name) of the autoencoder that a diffusion run names, without its parameters.
+
+    Where it names none yet, as a run that is only planned, those of the paper's.
+    """
+    if not config.autoencoder:
+        return autoencoder_config().model.to_dict()
+    if _is_model_folder(config.autoencoder):
+        return load_model(config.autoencoder).spec.autoencoder
+    return read_config(config.autoencoder, "autoencoder").model.to_dict()
+
+
+def _is_model_folder(path: str | Path) -> bool:
+    return (Path(path) / "model.json").exists()
+
+
+def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections.ConfigDict:
+    """The resolved config of a work dir. Raises UserError when there is none, or it is not of `stage`."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir}: no config.json, so this is no work dir of a training run.")
     config = from_json(read_json(path))
     validate(config)
+    if stage and config.stage != stage:
+        raise UserError(f"{workdir}: the work dir of the {config.stage} stage; that of the {stage} stage is wanted.")
     return config
 
 
@@ -84,35 +91,15 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def restore_state(
-    config: ml_collections.ConfigDict, workdir: str | Path, mesh: Mesh, run: ml_collections.ConfigDict | None = None
-) -> Any:
-    """The newest state of a finished or running work dir, without reading its data.
-
-    It is placed on `mesh` as the config `run` says (default: replicated), whatever it was trained on.
-    """
-    shapes = _abstract_state(config, workdir)
-    shardings = shardings_of(shapes, mesh, run, strict=False) if run else replicated(mesh)
+def restore_state(config: ml_collections.ConfigDict, workdir: str | Path) -> Any:
+    """The newest state of a finished or running work dir, in numpy arrays, without reading its data."""
+    if config.stage == "autoencoder":
+        shapes = autoencoder.state_shapes(config)
+    else:  # by what the run noted: its autoencoder may lie elsewhere by now
+        shapes = diffusion.state_shapes(config, tuple(read_json(Path(workdir) / "run.json")["latent_shape"]))
     checkpoints = Checkpoints(workdir)
     try:
-        state, _ = checkpoints.restore(abstract_like(shapes, shardings))
+        state, _ = checkpoints.restore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes))
     finally:
         checkpoints.close()
     return state
-
-
-def _abstract_state(config: ml_collections.ConfigDict, workdir: str | Path) -> Any:
-    key = jax.random.key(config.seed)
-    if config.stage == "autoencoder":
-        init, _, _ = autoencoder_step.build(config, None)
-        image = jax.ShapeDtypeStruct((1, *training_grid(config.data.spacing_mm).shape, 1), jnp.float32)
-        return jax.eval_shape(init, key, image)
-    facts = read_json(Path(workdir) / "run.json")
-    shape, width = facts["latent_shape"], covariates_of(config).width
-    unet = build("unet", diffusion_step.unet_arguments(config.model, shape[-1], width), num_devices=1)
-    init, _, _ = diffusion_step.build(config, unet)
-    batch = {
-        "latent": jax.ShapeDtypeStruct((1, *shape), jnp.float32),
-        "condition": jax.ShapeDtypeStruct((1, width), jnp.float32),
-    }
-    return jax.eval_shape(lambda k, b: init(k, b, 1.0), key, batch)

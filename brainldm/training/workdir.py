@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 from clu import parameter_overview
+from jax.sharding import Mesh
 
 from brainldm import __version__
 from brainldm.data.latents import INDEX
@@ -23,14 +24,15 @@ from brainldm.runtime.files import read_json, require_new_folder, write_json
 from brainldm.runtime.lock import LOCK, locked
 from brainldm.training.inputs import LATENTS
 from brainldm.training.restore import from_json
-from brainldm.training.stages import Stage
+from brainldm.training.stage import LoadedStage
 
 FREE_TO_CHANGE = (
     "every",
     "checkpoints",
     "watchdog_seconds",
     "heartbeat_seconds",
-    "num_steps",
+    "profile",
+    "num_steps",  # unless the learning rate decays by it
     "mesh",
     "data.path",
     "data.cache_gib",
@@ -59,42 +61,62 @@ def opened(config: ml_collections.ConfigDict, workdir: Path) -> Iterator[None]:
         yield
 
 
-def check_same_scans(stage: Stage, workdir: Path) -> None:
-    """Raise UserError when a run was begun with other training scans: its batches would not be the same."""
-    if (workdir / "run.json").exists():
-        _check_scans(read_json(workdir / "run.json"), stage.facts, workdir)
+def check_same_data(stage: LoadedStage, workdir: Path) -> None:
+    """Raise UserError when a run was begun with other training data: its batches would not be the same.
+
+    Says so when the run is too old to have noted all of what is compared.
+    """
+    if not (workdir / "run.json").exists():
+        return
+    before = read_json(workdir / "run.json")
+    _check_data(before, stage.run_info, workdir)
+    unknown = [what for key, (what, _) in _DATA.items() if stage.run_info.get(key) and not before.get(key)]
+    if unknown and is_primary():
+        log(
+            f"{workdir}: begun by an older brainldm, which noted no hash of {' and '.join(unknown)}: that they are "
+            "the same is taken for granted this time, and checked from now on."
+        )
 
 
-def about_run(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
-    """What a checkpoint says of the run that wrote it: its config, its scans, and what its sums were made on."""
+def run_metadata(config: ml_collections.ConfigDict, stage: LoadedStage, mesh: Mesh) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it: its config, its data, and what its sums were made on."""
     return {
         "config": config.to_dict(),
-        "scans_training": stage.facts["scans_training"],
-        "scans_sha256": stage.facts.get("scans_sha256"),
+        "scans_training": stage.run_info["scans_training"],
+        **{key: stage.run_info.get(key) for key in _DATA},
         "machine": {
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
-            "mesh": ", ".join(f"{axis}={size}" for axis, size in stage.mesh.shape.items() if size > 1) or "one device",
+            "mesh": ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device",
             "jax": metadata.version("jax"),
         },
     }
 
 
-def check_checkpoint(saved: dict[str, Any], now: dict[str, Any], place: Path) -> None:
-    """Raise UserError when a checkpoint is of another config or other scans; say so when it is of other devices."""
-    _check_same_config(saved["config"], now["config"], place)
-    _check_scans(saved, now, place)
+def check_checkpoint(saved: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Raise UserError when a checkpoint is of another config or other data; say so when it is of other devices."""
+    _check_same_config(saved["config"], now["config"], where)
+    _check_data(saved, now, where)
     before, here = saved["machine"], now["machine"]
     changes = [f"{name} {before.get(name)} then, {here[name]} now" for name in here if before.get(name) != here[name]]
     if changes and is_primary():
         log(
-            f"{place} was written on another machine ({'; '.join(changes)}). The run goes on from it, but sums are "
+            f"{where} was written on another machine ({'; '.join(changes)}). The run goes on from it, but sums are "
             "taken in another order, so from here on its figures are close to those of an undisturbed run, not equal "
             "bit for bit."
         )
 
 
-def _check_same_config(old: dict[str, Any], new: dict[str, Any], place: Path) -> None:
+def check_num_steps(done: int, num_steps: int, workdir: Path) -> None:
+    """Raise UserError when more steps are done than a run is to have."""
+    if done > num_steps:
+        raise UserError(
+            f"{workdir}: {done} steps are done, and config.num_steps={num_steps} asks for fewer. Give {done} or more "
+            "to go on. To train for fewer steps, give a new --workdir."
+        )
+
+
+def _check_same_config(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
     before, now = _flat(from_json(old).to_dict()), _flat(from_json(new).to_dict())
     different = [
         key
@@ -104,19 +126,34 @@ def _check_same_config(old: dict[str, Any], new: dict[str, Any], place: Path) ->
     if different:
         changes = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in different[:5])
         raise UserError(
-            f"{place}: this run was begun with another config ({changes}). Go on with the old one, or give a new "
+            f"{where}: this run was begun with another config ({changes}). Go on with the old one, or give a new "
             "--workdir."
         )
-
-
-def _check_scans(before: dict[str, Any], now: dict[str, Any], place: Path) -> None:
-    old, new = before.get("scans_sha256"), now.get("scans_sha256")
-    if old and new and old != new:
+    steps, wanted = before["num_steps"], now["num_steps"]
+    if now["optimizer.decay"] and steps != wanted:
         raise UserError(
-            f"{place}: this run was begun with other scans to train on ({before.get('scans_training')} then, "
-            f"{now.get('scans_training')} now), so its batches would not go on as they were. Bring the dataset back to "
-            "what it was, or give a new --workdir."
+            f"{where}: this run was begun with config.num_steps={steps}, and {wanted} is asked for now. Its learning "
+            "rate decays to zero at num_steps (config.optimizer.decay), so the steps that are done would not be those "
+            f"of a run of {wanted}. Go on with --config.num_steps={steps}, or give a new --workdir."
         )
+
+
+_DATA = {
+    "scans_sha256": ("the scans", "other scans to train on ({then} then, {now} now)"),
+    "images_sha256": ("the images", "other images under the same names of scans"),
+    "conditions_sha256": ("the conditions", "other conditions (columns of participants.tsv) of the same scans"),
+}
+"""What of the data has to stay as it was, by its key in run.json and in checkpoints: its name, and what else it is."""
+
+
+def _check_data(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    for key, (_, message) in _DATA.items():
+        if before.get(key) and now.get(key) and before[key] != now[key]:
+            what = message.format(then=before.get("scans_training"), now=now.get("scans_training"))
+            raise UserError(
+                f"{where}: this run was begun with {what}, so its batches would not go on as they were. Bring the "
+                "dataset back to what it was, or give a new --workdir."
+            )
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -129,7 +166,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def announce(config: ml_collections.ConfigDict, workdir: Path, stage: Stage, state: Any, start: int) -> None:
+def announce(config: ml_collections.ConfigDict, workdir: Path, stage: LoadedStage, state: Any, start: int) -> None:
     """Write run.json and say what begins."""
     parameters = int(parameter_overview.count_parameters(state.params))
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
@@ -145,12 +182,12 @@ def announce(config: ml_collections.ConfigDict, workdir: Path, stage: Stage, sta
             "platform": device.platform,
             "parameters": parameters,
             "resumed_from_step": start,
-            **stage.facts,
+            **stage.run_info,
         },
     )
     log(
-        f"{config.stage}: {parameters:,} parameters, {stage.facts['scans_training']} scans to train on and "
-        f"{stage.facts['scans_validation']} held out, {jax.device_count()} x {device.device_kind}, "
+        f"{config.stage}: {parameters:,} parameters, {stage.run_info['scans_training']} scans to train on and "
+        f"{stage.run_info['scans_validation']} held out, {jax.device_count()} x {device.device_kind}, "
         + (f"going on from step {start}" if start else "from scratch")
         + f", work dir {workdir}"
     )

@@ -16,8 +16,8 @@ import numpy as np
 
 from brainldm import cli
 from brainldm.parallel.mesh import fetch_to_host, make_mesh, replicated, shard_batch
-from brainldm.parallel.sharding import make_placement, rules_of, state_shardings
-from brainldm.training import autoencoder as steps
+from brainldm.parallel.sharding import Sharding
+from brainldm.training import autoencoder
 from brainldm.training import config as configs
 from brainldm.training.config_files import config_file
 
@@ -30,15 +30,18 @@ QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_pass
 
 
 def autoencoder_step(mesh, rules):
-    """(shapes of the state, step) of stage one with everything that a step can hold."""
+    """(shapes of the state, where they lie, step) of stage one with everything that a step can hold."""
     config = configs.autoencoder_config()
     with config.unlocked():
         config.model.channels, config.model.latent_channels = (4, 8), 2
         config.model.num_res_blocks, config.model.norm_num_groups, config.model.dtype = 1, 2, "float32"
         config.discriminator.channels, config.discriminator.num_layers = 4, 2
         config.loss.perceptual, config.loss.adversarial_start = "discriminator", 0
-    init, step, _ = steps.build(config, None, make_placement(mesh, rules_of(rules), MIN_SIZE))
-    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *VOLUME, 1))), step
+        config.mesh.rules, config.mesh.min_size = rules, MIN_SIZE
+    sharding = Sharding(config.mesh, mesh)
+    init, step, _ = autoencoder.build(config, None, sharding)
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *VOLUME, 1)))
+    return shapes, sharding.state(shapes), step
 
 
 def numbers(shapes):
@@ -64,8 +67,7 @@ def by_path(tree):
 
 def run(mesh, rules, batch):
     """One step. What the compiled program communicates, where the state lies; metrics and gradients."""
-    shapes, step = autoencoder_step(mesh, rules)
-    shardings = state_shardings(shapes, mesh, rules_of(rules), MIN_SIZE)
+    shapes, shardings, step = autoencoder_step(mesh, rules)
     state = jax.device_put(numbers(shapes), shardings)
     arrays = shard_batch(batch, mesh)
     lowered = jax.jit(step, out_shardings=(shardings, replicated(mesh))).lower(state, arrays, None)

@@ -1,5 +1,6 @@
 """Meshes and rules: sizes, shares of processes, paths, and what is said about those that do not fit."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,10 @@ from brainldm import cli
 from brainldm.parallel import mesh as meshes
 from brainldm.parallel.sharding import rules_of, state_shardings
 from brainldm.runtime.errors import UserError
+from brainldm.training.config import autoencoder_config
 from brainldm.training.config_files import config_file
+from brainldm.training.flags import load_config
+from brainldm.training.restore import from_json
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,16 @@ def test_the_first_rule_that_matches_decides():
     assert specs(["^params=fsdp"])["params"]["odd"] == P("fsdp")
 
 
+def test_rules_may_be_pairs():
+    pairs = (("^params/odd", "replicate"), ("^params", "fsdp"))
+    assert specs(pairs) == specs("^params/odd=replicate ^params=fsdp")
+    config = autoencoder_config().unlock()
+    config.mesh.rules = pairs
+    assert from_json(json.loads(config.to_json())).mesh.rules == pairs
+    for text, rules in (("(('kernel', 'fsdp'),)", (("kernel", "fsdp"),)), ("kernel=fsdp", "kernel=fsdp")):
+        assert load_config("demo_autoencoder", [f"--config.mesh.rules={text}"]).mesh.rules == rules
+
+
 def test_a_rule_that_decides_nothing_is_refused():
     with pytest.raises(UserError, match="'kernl' decides about none of the 4 arrays .* nearest to it is '.*kernel'"):
         specs("kernl=fsdp")
@@ -128,6 +142,8 @@ def test_a_rule_that_decides_nothing_is_refused():
         ("[=fsdp", "not a regular expression"),
         ("", "empty"),
         ("fsdp kernel=replicate", "stand alone"),
+        ((("kernel", "shard"),), "'shard' can be replicate or fsdp"),
+        ((("kernel", "fsdp", "more"),), "is not a pair"),
     ],
 )
 def test_rules_that_cannot_be_understood_are_refused(rules, says):

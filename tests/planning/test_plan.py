@@ -14,7 +14,7 @@ from brainldm.planning import compiler
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.chips import CHIPS, find_chip, parse_topology
 from brainldm.planning.hlo import group_size, read_traffic
-from brainldm.planning.plan import candidates, judge, largest_rows, make_plan
+from brainldm.planning.plan import add_verdict, candidates, largest_rows, make_plan
 from brainldm.planning.report import report
 from brainldm.planning.worker import too_large
 from brainldm.runtime.errors import UserError
@@ -220,11 +220,11 @@ def test_time_and_fit_follow_from_the_chip():
         "loops": False,
         "collectives": [{"sent": chip.link_bandwidth / 2}],
     }
-    judged = judge(result, chip, 0.5)
-    assert judged["fits"] is True
-    assert judged["times"] == {"arithmetic": 2.0, "memory": 1.0, "collectives": 0.5}
-    assert judged["step_seconds"] == 2.5
-    assert judge({**result, "memory": {"total": 16 * 2**30}}, chip, 0.5)["fits"] is False
+    verdict = add_verdict(result, chip, 0.5)
+    assert verdict["fits"] is True
+    assert verdict["times"] == {"arithmetic": 2.0, "memory": 1.0, "collectives": 0.5}
+    assert verdict["step_seconds"] == 2.5
+    assert add_verdict({**result, "memory": {"total": 16 * 2**30}}, chip, 0.5)["fits"] is False
 
 
 def test_what_is_tried_divides_the_devices_and_the_volume():

@@ -7,25 +7,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fakes import FakeStage, State
 
+from brainldm.parallel.sharding import abstract_like
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.lock import locked
 from brainldm.runtime.signals import PreemptionHandler
-from brainldm.training.checkpoints import Checkpoints, abstract_like
+from brainldm.training.checkpoints import Checkpoints
 from brainldm.training.metrics import MetricWriter, read_metrics
-
-
-@flax.struct.dataclass
-class State:
-    """As that of a stage, with a moving average of its own."""
-
-    step: jax.Array
-    params: dict
-    ema: dict
 
 
 def state_of(step: int, size: int = 1000) -> State:
@@ -68,7 +60,7 @@ def save_for_ever(workdir: Path, size: int) -> None:
     """Save step after step, heedless of a wish to stop, until the process is killed."""
     with PreemptionHandler():
         checkpoints = Checkpoints(workdir)
-        step = checkpoints.begin() or 0
+        step = checkpoints.begin()[0] or 0
         if step:
             restored(workdir, size)
         while True:
@@ -144,35 +136,8 @@ def train(config: Path, workdir: Path, every: int) -> None:
     loop.train(settings.lock(), workdir)
 
 
-def small_stage(config, mesh, workdir):
-    """A stage of few numbers, which compiles in no time; its state depends on every batch and its order."""
-    from brainldm.data.pipeline import LatentSource, batches
-    from brainldm.parallel.mesh import replicated
-    from brainldm.training import stages
-
-    def train_step(state: State, batch, frozen):
-        pull = state.params["w"] - jnp.mean(batch["latent"], 0)
-        params = {"w": state.params["w"] - 0.1 * pull}
-        ema = {"w": 0.9 * state.ema["w"] + 0.1 * params["w"]}
-        return State(state.step + 1, params, ema), {"loss": jnp.mean(pull**2), "w": params["w"][0]}
-
-    source = LatentSource(np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32), np.zeros((16, 1)))
-    return stages.Stage(
-        mesh=mesh,
-        shardings=lambda shapes: jax.tree.map(lambda _: replicated(mesh), shapes),
-        init=lambda: State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(5)}, {"w": jnp.zeros(5)}),
-        train_step=train_step,
-        frozen=None,
-        train=batches(source, batch_size=config.batch_size, seed=config.seed),
-        names=[f"sub-{i}" for i in range(16)],
-        validate=lambda state: {"loss": float(jnp.sum(state.ema["w"] ** 2))},
-        pictures=lambda state: {},
-        facts={"scans_training": 16, "scans_validation": 1, "scans_sha256": "0123"},
-    )
-
-
 def small_config(steps: int = 40):
-    """A config for small_stage."""
+    """A config for FakeStage."""
     from brainldm.training.config import autoencoder_config
 
     config = autoencoder_config().unlock()
@@ -182,13 +147,11 @@ def small_config(steps: int = 40):
 
 
 def train_small(workdir: Path, devices: int = 1, steps: int = 40) -> None:
-    """Train small_stage, a step every few milliseconds."""
+    """Train FakeStage, a step every few milliseconds."""
     from brainldm.training import loop
 
     jax.config.update("jax_num_cpu_devices", devices)
-    loop.make_stage, loop.plot_progress, shard = small_stage, lambda workdir: None, loop.shard_batch
-    loop.shard_batch = lambda batch, mesh: (time.sleep(0.01), shard(batch, mesh))[1]
-    loop.train(small_config(steps), workdir)
+    loop.train(small_config(steps), workdir, FakeStage, before_step=lambda step: time.sleep(0.01))
 
 
 def write_metrics_on_a_full_disk(workdir: Path, limit: int) -> None:

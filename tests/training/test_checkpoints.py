@@ -12,10 +12,11 @@ import pytest
 import save_loop
 from save_loop import wait_for
 
+from brainldm.parallel.sharding import abstract_like
+from brainldm.runtime import checkpoint_folder
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.lock import locked
-from brainldm.training import checkpoint_folder
-from brainldm.training.checkpoints import Checkpoints, abstract_like
+from brainldm.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_kill_9_while_saving_ten_times(start, tmp_path, random):
         reached.append(save_loop.restored(tmp_path, size)[0])
     assert reached == sorted(reached) and reached[-1] >= 10
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.begin() == reached[-1]
+    assert checkpoints.begin()[0] == reached[-1]
     # The best is the first of the losses 1, 2, 3, ...: it stays through all the kills.
     assert names(tmp_path) == sorted(map(str, {1, reached[-1] - 1, reached[-1]}))
 
@@ -103,7 +104,7 @@ def test_a_damaged_step_is_not_used_and_saved_again(two_steps, tmp_path, capsys,
     said = capsys.readouterr().err
     assert "checkpoints/2 is damaged" in said and "falling back to step 1" in said
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.begin() == 1
+    assert checkpoints.begin()[0] == 1
     save_loop.save(checkpoints, 2)
     checkpoints.finish()
     assert names(workdir) == ["1", "2", "2.damaged"]
@@ -138,11 +139,11 @@ def test_what_a_kill_leaves_is_no_step_and_goes(two_steps, tmp_path):
     shutil.copytree(folder / "2", folder / "3.unfinished")  # committed by Orbax, not hashed yet
     (folder / "4.unfinished.orbax-checkpoint-tmp").mkdir()
     assert save_loop.restored(workdir)[0] == 2
-    assert Checkpoints(workdir).begin() == 2
+    assert Checkpoints(workdir).begin()[0] == 2
     assert names(workdir) == ["1", "2"]
     only = tmp_path / "first"
     shutil.copytree(two_steps / "checkpoints/1", only / "checkpoints/1.unfinished")
-    assert Checkpoints(only).begin() is None and names(only) == []
+    assert Checkpoints(only).begin() == (None, {}) and names(only) == []
     with pytest.raises(UserError, match="no checkpoint in it"):
         save_loop.restored(only)
 

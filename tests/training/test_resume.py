@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import save_loop
 
-from brainldm.parallel.mesh import data_mesh
+from brainldm.runtime.checkpoint_folder import finished_steps
 from brainldm.training import restore
-from brainldm.training.checkpoint_folder import finished_steps
 
 EVERY = {"autoencoder": 3, "diffusion": 9}  # of 24 and 72 steps
 
@@ -47,7 +46,7 @@ def test_killed_runs_end_as_an_undisturbed_one(demo_run, tmp_path, start, random
     process.join(600)
     assert process.exitcode == 0
     assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] >= moment // every * every
-    one, two = (restore.restore_state(config, folder, data_mesh()) for folder in (straight, workdir))
+    one, two = (restore.restore_state(config, folder) for folder in (straight, workdir))
     assert jax.tree.structure(one) == jax.tree.structure(two)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fakes import FakeStage
 
 from brainldm.datasets.bids import image_path
-from brainldm.parallel.mesh import data_mesh, replicated
 from brainldm.runtime.errors import Stopped, UserError
-from brainldm.training import loop, restore, stages
+from brainldm.training import loop, restore
 from brainldm.training.metrics import MetricWriter, read_metrics
-from brainldm.training.state import accumulate, ema_update, make_optimizer
+from brainldm.training.optimizer import make_optimizer
+from brainldm.training.state import accumulate, ema_update
 from brainldm.volumes.grids import training_grid
 from brainldm.volumes.nifti import write_volume
 
@@ -31,6 +32,16 @@ def test_the_loss_goes_down(demo_run, stage):
     assert validation == sorted(validation, reverse=True)
     if stage == "diffusion":  # unweighted squared error of a velocity: 1 for a network that predicts nothing
         assert validation[-1] < 0.9
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_learning_rate_and_the_size_of_updates_are_logged(demo_run, stage):
+    columns = read_metrics(demo_run / stage, "train")
+    config = restore.read_config(demo_run / stage)
+    rates, norms = columns["learning_rate"], columns["update_norm"]
+    assert 0 < max(rates) <= config.optimizer.learning_rate * (1 + 1e-6) and rates[-1] < rates[0]
+    assert all(0 < norm < 10 for norm in norms)
+    assert set(columns) >= {"loss", "gradient_norm"}
 
 
 def test_reconstructions_are_better_than_the_mean_brain(demo_run):
@@ -49,8 +60,7 @@ def test_a_continued_run_equals_an_undisturbed_one(demo_run, tmp_path, stage):
         config.data.path = str(shutil.copytree(demo_run / "population", tmp_path / "bare", ignore=bare))
     loop.train(config.lock(), workdir)
     assert json.loads((workdir / "run.json").read_text())["resumed_from_step"] == before
-    mesh = data_mesh()
-    straight, continued = (restore.restore_state(config, folder, mesh) for folder in (demo_run / stage, workdir))
+    straight, continued = (restore.restore_state(config, folder) for folder in (demo_run / stage, workdir))
     assert jax.tree.structure(straight) == jax.tree.structure(continued)
     for one, two in zip(jax.tree.leaves(straight), jax.tree.leaves(continued), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
@@ -66,11 +76,11 @@ def test_a_changed_config_does_not_continue_a_run(demo_run):
 
 def test_the_latent_scale_is_computed_and_kept(demo_run):
     config = restore.read_config(demo_run / "diffusion")
-    facts = json.loads((demo_run / "diffusion/run.json").read_text())
-    state = restore.restore_state(config, demo_run / "diffusion", data_mesh())
-    assert float(state.latent_scale) == pytest.approx(facts["latent_scale"], rel=1e-6)
+    run_info = json.loads((demo_run / "diffusion/run.json").read_text())
+    state = restore.restore_state(config, demo_run / "diffusion")
+    assert float(state.latent_scale) == pytest.approx(run_info["latent_scale"], rel=1e-6)
     model = json.loads((demo_run / "model/model.json").read_text())
-    assert model["latent_scale"] == pytest.approx(facts["latent_scale"], rel=1e-6)
+    assert model["latent_scale"] == pytest.approx(run_info["latent_scale"], rel=1e-6)
     assert not any(
         np.array_equal(a, p)
         for a, p in zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.params), strict=True)
@@ -78,55 +88,19 @@ def test_the_latent_scale_is_computed_and_kept(demo_run):
     )
 
 
-def fake_stage(losses, mesh):
-    """A stage whose step k reports losses[k]; its state counts steps."""
-
-    def train_step(state, batch, frozen):
-        step = state["step"]
-        return {"step": step + 1, "params": state["params"]}, {"loss": jnp.asarray(losses)[step]}
-
-    from brainldm.data.pipeline import LatentSource, batches
-
-    source = LatentSource(np.zeros((3, 2, 2, 2, 1), np.float32), np.zeros((3, 4)))
-    return stages.Stage(
-        mesh=mesh,
-        shardings=lambda shapes: jax.tree.map(lambda _: replicated(mesh), shapes),
-        init=lambda: State(step=jnp.zeros((), jnp.int32), params={"w": jnp.zeros(3)}),
-        train_step=lambda s, b, f: _as_state(train_step({"step": s.step, "params": s.params}, b, f)),
-        frozen=None,
-        train=batches(source, batch_size=2, seed=0),
-        names=["sub-a", "sub-b", "sub-c"],
-        validate=lambda state: {"loss": 1.0},
-        pictures=lambda state: {},
-        facts={"scans_training": 3, "scans_validation": 1},
-    )
-
-
-import flax.struct  # noqa: E402
-
-
-@flax.struct.dataclass
-class State:
-    step: jax.Array
-    params: dict
-
-
-def _as_state(result):
-    state, metrics = result
-    return State(**state), metrics
-
-
 @pytest.fixture
-def fake_run(demo_run, tmp_path, monkeypatch):
-    """loop.train with a stage of our own; returns (run(losses), workdir)."""
+def fake_run(demo_run, tmp_path):
+    """loop.train with a stage that reports given losses: (run(losses, before_step), workdir)."""
     config = restore.read_config(demo_run / "autoencoder").unlock()
-    config.num_steps = 10
+    config.num_steps, config.optimizer.decay = 10, False
     config.every.log = config.every.validate = config.every.checkpoint = 2
-    config.every.images = 0
 
-    def run(losses):
-        monkeypatch.setattr(loop, "make_stage", lambda config, mesh, workdir: fake_stage(losses, mesh))
-        loop.train(config.lock(), tmp_path / "run")
+    def run(losses, before_step=lambda step: None):
+        class Reporting(FakeStage):
+            pass
+
+        Reporting.losses = losses
+        loop.train(config.lock(), tmp_path / "run", Reporting, before_step)
 
     return run, tmp_path / "run"
 
@@ -136,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_before_saving(fake_run, bad):
     run, workdir = fake_run
     losses = np.ones(10)
     losses[5] = bad  # step 6, which would be saved
-    with pytest.raises(FloatingPointError, match=r"step 6 is not finite.*sub-[abc]"):
+    with pytest.raises(FloatingPointError, match=r"step 6 is not finite.*sub-[0-9]+"):
         run(losses)
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4"]
     assert max(json.loads(x)["step"] for x in (workdir / "metrics.jsonl").read_text().splitlines()) == 4
@@ -145,21 +119,16 @@ def test_a_loss_that_is_not_finite_stops_before_saving(fake_run, bad):
 
 
 @pytest.mark.parametrize("moment", [1, 5])  # before the first validation, and after some
-def test_sigterm_saves_and_the_same_command_goes_on(fake_run, monkeypatch, moment):
+def test_sigterm_saves_and_the_same_command_goes_on(fake_run, moment):
     run, workdir = fake_run
-    steps = []
-    real = loop.shard_batch
 
-    def interrupt(batch, mesh):
-        steps.append(1)
-        if len(steps) == moment:
+    def interrupt(step):
+        if step == moment:
             signal.raise_signal(signal.SIGTERM)
-        return real(batch, mesh)
 
-    monkeypatch.setattr(loop, "shard_batch", interrupt)
     assert threading.current_thread() is threading.main_thread()
     with pytest.raises(Stopped, match=f"Stopped at step {moment} of 10") as caught:
-        run(np.ones(10))
+        run(np.ones(10), interrupt)
     assert caught.value.exit_code == 75
     assert (workdir / f"checkpoints/{moment}").is_dir()
     run(np.ones(10))

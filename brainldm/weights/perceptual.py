@@ -26,15 +26,27 @@ KINDS = ("lpips", "medicalnet", "discriminator", "none")
 Distance = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def make_perceptual(kind: str, files: tuple[str, ...], ratio: float) -> tuple[Distance | None, Any]:
-    """The distance function of `kind` and its parameters.
+def perceptual_distance_of(kind: str, ratio: float) -> Distance | None:
+    """The distance function of `kind`, which takes the network's parameters as its first argument.
 
-    "discriminator" (feature matching) and "none" need neither and give (None, None). Raises UserError for an
-    unknown kind and for a network whose weight files are not named or do not fit.
+    None for "discriminator" (feature matching) and "none", which need no network. Raises UserError for an unknown kind.
     """
-    _check_kind(kind)
+    if kind not in KINDS:
+        raise UserError(f"config.loss.perceptual is {kind!r}; it can be {', '.join(KINDS)}.")
     if kind in ("discriminator", "none"):
-        return None, None
+        return None
+    if kind == "lpips":
+        return lambda p, x, y, key: jnp.mean(lpips_2p5d(p, x, y, key, ratio))
+    return lambda p, x, y, key: jnp.mean(perceptual_distance(p, x, y))
+
+
+def load_perceptual(kind: str, files: tuple[str, ...]) -> Any:
+    """The parameters of the network of `kind`, None for a kind without one.
+
+    Raises UserError for a network whose weight files are not named or do not fit.
+    """
+    if kind in ("discriminator", "none"):
+        return None
     if not files:
         wanted = {
             "lpips": "the state dicts of torchvision's squeezenet1_1 and of LPIPS's squeeze heads",
@@ -47,33 +59,17 @@ def make_perceptual(kind: str, files: tuple[str, ...], ratio: float) -> tuple[Di
     tensors: dict[str, Any] = {}
     for file in files:
         tensors.update(read_torch_state_dict(file))
-    params = load_lpips_squeeze(tensors) if kind == "lpips" else load_medicalnet(tensors)[0]
-    return _distance(kind, ratio), params
+    return load_lpips_squeeze(tensors) if kind == "lpips" else load_medicalnet(tensors)[0]
 
 
-def perceptual_shapes(kind: str, ratio: float) -> tuple[Distance | None, Any]:
-    """As `make_perceptual`, with shapes in place of parameters, for which no files are needed.
-
-    "medicalnet" has the shapes of resnet_10.
-    """
-    _check_kind(kind)
+def perceptual_shapes(kind: str) -> Any:
+    """The shapes of what `load_perceptual` gives, for which no files are needed ("medicalnet": of resnet_10)."""
     if kind in ("discriminator", "none"):
-        return None, None
+        return None
     shapes = lpips_shapes() if kind == "lpips" else medicalnet_shapes(10)
     zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     params = load_lpips_squeeze(zeros) if kind == "lpips" else load_medicalnet(zeros)[0]
-    return _distance(kind, ratio), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise UserError(f"config.loss.perceptual is {kind!r}; it can be {', '.join(KINDS)}.")
-
-
-def _distance(kind: str, ratio: float) -> Distance:
-    if kind == "lpips":
-        return lambda p, x, y, key: jnp.mean(lpips_2p5d(p, x, y, key, ratio))
-    return lambda p, x, y, key: jnp.mean(perceptual_distance(p, x, y))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
 
 
 def feature_matching(fake: list[jax.Array], real: list[jax.Array]) -> jax.Array:

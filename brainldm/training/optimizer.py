@@ -1,0 +1,67 @@
+"""The optimizer of both stages, and the learning rate of each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+Tree = Any
+
+
+def learning_rate_schedule(
+    peak: float, *, num_steps: int, warmup_steps: int = 0, decay: bool = False
+) -> optax.Schedule:
+    """The learning rate by the number of steps done: linear warm-up to `peak`, then cosine decay to zero if asked."""
+    warmup = min(warmup_steps, num_steps)
+    start = peak if not warmup else 0.0
+    if decay:
+        return optax.warmup_cosine_decay_schedule(start, peak, warmup, max(num_steps, warmup + 1))
+    return optax.warmup_constant_schedule(start, peak, max(warmup, 1))
+
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    num_steps: int,
+    warmup_steps: int = 0,
+    decay: bool = False,
+    gradient_clip: float = 0.0,
+    weight_decay: float = 0.0,
+    muon_learning_rate: float = 0.0,
+) -> optax.GradientTransformation:
+    """AdamW (Adam without weight decay) after clipping of the global norm, linear warm-up, cosine decay if asked.
+
+    With `muon_learning_rate` the kernels take Muon's orthogonalised steps (Jordan et al. 2024; a convolution counts as
+    a matrix of its taps and inputs by its outputs) and everything else keeps Adam.
+    """
+
+    def schedule(peak: float) -> optax.Schedule:
+        return learning_rate_schedule(peak, num_steps=num_steps, warmup_steps=warmup_steps, decay=decay)
+
+    if muon_learning_rate:
+        optimizer = optax.contrib.muon(
+            schedule(muon_learning_rate),
+            adam_learning_rate=schedule(learning_rate),
+            weight_decay=weight_decay,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_matrix_axes,
+        )
+    elif weight_decay:
+        optimizer = optax.adamw(schedule(learning_rate), weight_decay=weight_decay)
+    else:
+        optimizer = optax.adam(schedule(learning_rate))
+    return optax.chain(optax.clip_by_global_norm(gradient_clip), optimizer) if gradient_clip else optimizer
+
+
+def _matrix_axes(params: Tree) -> Tree:
+    """How Muon reads parameters as matrices: kernels [..., in, out] as (all the rest, out), vectors not at all."""
+
+    def axes(x: jax.Array):
+        if x.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+
+    return jax.tree.map(axes, params)

@@ -1,0 +1,155 @@
+"""Stage one: the autoencoder learns to reconstruct volumes, which devices may share."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from brainldm.data.codec import Codec
+from brainldm.data.pipeline import VolumeSource, batches
+from brainldm.parallel.distributed import from_primary
+from brainldm.parallel.mesh import VOLUMES, check_volume, process_shard, replicated, shard_batch
+from brainldm.parallel.sharding import abstract_like
+from brainldm.reports.mosaics import mosaic
+from brainldm.training import autoencoder
+from brainldm.training.inputs import (
+    augment_elements,
+    content_ids,
+    images_sha256,
+    padded_batches,
+    read_splits,
+    scan_info,
+    volume_sources,
+)
+from brainldm.training.stage import IMAGES, Eval, EvalResult, LoadedStage, Program, Stage, array_shape, whole_batches
+from brainldm.weights.perceptual import load_perceptual, perceptual_distance_of, perceptual_shapes
+
+
+class AutoencoderStage(Stage):
+    """L1 + KL + perceptual + patch-adversarial loss on volumes [B, D, H, W, 1]."""
+
+    name = "autoencoder"
+    program_names = ("train", "encode", "decode")
+    splits_volumes = True
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
+        super().__init__(config, mesh)
+        perceptual = perceptual_distance_of(config.loss.perceptual, config.loss.perceptual_ratio)
+        self._init, self._train_step, self._reconstruct = autoencoder.build(config, perceptual, self.sharding)
+
+    def check(self) -> None:
+        super().check()
+        self._check_volume()
+
+    def _check_volume(self) -> None:
+        halvings = max(len(self.config.model.channels) - 1, self.config.discriminator.num_layers)
+        check_volume(self.volume_shape, halvings, self.mesh)
+
+    # state and step
+
+    def state_shapes(self) -> Any:
+        return autoencoder.state_shapes(self.config)
+
+    def init(self) -> Any:
+        return self._init(jax.random.key(self.config.seed), jnp.zeros((1, *self.volume_shape, 1)))
+
+    def train_step(self, state: Any, batch: dict, frozen: Any) -> tuple[Any, dict[str, jax.Array]]:
+        return self._train_step(state, batch, frozen)
+
+    # data and evals
+
+    def load(self, workdir: Path) -> LoadedStage:
+        config, every = self.config, self.config.every
+        frozen = load_perceptual(config.loss.perceptual, tuple(config.loss.perceptual_files))
+        splits, excluded = read_splits(config)
+        train, validation = volume_sources(config, splits)
+        process, processes = process_shard(self.mesh)
+        return LoadedStage(
+            init=self.init,
+            frozen=self.sharding.put_params(frozen),
+            train=batches(
+                train,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                transform=augment_elements(config),
+                process_index=process,
+                process_count=processes,
+            ),
+            names=[record.name for record in splits["train"]],
+            evals={
+                "validation": Eval(every.validate, partial(self.validate, validation)),
+                "images": Eval(every.images, partial(self.reconstructions, validation)),
+            },
+            run_info={
+                **scan_info(splits),
+                "images_sha256": from_primary(lambda: images_sha256(content_ids(splits["train"]))),
+            },
+            excluded=excluded,
+        )
+
+    def validate(self, source: VolumeSource, state: Any) -> EvalResult:
+        """Loss, L1, KL and PSNR over all held-out scans, by the posterior's mean."""
+        found: dict[str, list] = {"l1": [], "mse": [], "kl": []}
+        shard, threads = process_shard(self.mesh), self.config.data.threads
+        for batch, real in padded_batches(source, self.codec.batch_size(), threads, shard):
+            values = self._errors(state.params, shard_batch(batch["image"], self.mesh))
+            for name, value in values.items():
+                found[name].extend(np.asarray(value, np.float64)[:real])
+        l1, kl = np.mean(found["l1"]), np.mean(found["kl"])
+        loss = l1 + self.config.loss.kl_weight * kl
+        return EvalResult({"loss": loss, "l1": l1, "kl": kl, "psnr": float(np.mean(-10 * np.log10(found["mse"])))})
+
+    def reconstructions(self, source: VolumeSource, state: Any) -> EvalResult:
+        """Some held-out scans beside their reconstructions."""
+        rows, shard = whole_batches(IMAGES, self.mesh), process_shard(self.mesh)
+        batch, real = next(padded_batches(source, rows, self.config.data.threads, shard))
+        image, output = map(np.asarray, self._pairs(state.params, shard_batch(batch["image"], self.mesh)))
+        shown = min(real, IMAGES)
+        panels = [("held-out scans", list(image[:shown])), ("reconstructed", list(output[:shown]))]
+        return EvalResult(images={"reconstructions": mosaic(panels)})
+
+    @cached_property
+    def _errors(self):
+        @partial(jax.jit, out_shardings=replicated(self.mesh))
+        def errors(params, image):
+            reconstruction, mu, sigma = self._reconstruct(params, image)
+            axes = tuple(range(1, image.ndim))
+            clipped = jnp.clip(reconstruction, 0, 1)
+            return {
+                "l1": jnp.mean(jnp.abs(reconstruction - image), axes),
+                "mse": jnp.mean(jnp.square(clipped - image), axes),
+                "kl": jax.vmap(lambda m, s: autoencoder.kl_divergence(m[None], s[None]))(mu, sigma),
+            }
+
+        return errors
+
+    @cached_property
+    def _pairs(self):
+        @partial(jax.jit, out_shardings=replicated(self.mesh))
+        def pairs(params, image):
+            reconstruction, _, _ = self._reconstruct(params, image)
+            return image[:IMAGES, ..., 0], jnp.clip(reconstruction[:IMAGES, ..., 0], 0, 1)
+
+        return pairs
+
+    # programs, for planning
+
+    @cached_property
+    def codec(self) -> Codec:
+        return Codec(self.config.model.to_dict(), self.config.data.spacing_mm, self.volume_mesh)
+
+    def train_program(self, batch: int | None = None) -> Program:
+        self._check_volume()
+        batch = batch or self.config.batch_size
+        frozen = perceptual_shapes(self.config.loss.perceptual)
+        if frozen is not None:
+            frozen = abstract_like(frozen, self.sharding.params(frozen))
+        image = array_shape((batch, *self.volume_shape, 1), self.mesh, VOLUMES)
+        return self.step_program({"image": image}, frozen, batch)
