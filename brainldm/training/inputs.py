@@ -45,8 +45,8 @@ def read_splits(
     outside = [f"{r.name}: {', '.join(o)}" for r in records if (o := covariates.outside(r.covariates))]
     if outside:
         log(
-            f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their codes "
-            f"leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
+            f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their "
+            f"normalised values leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
         )
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
