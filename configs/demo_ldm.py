@@ -3,7 +3,8 @@
     brainldm train --config demo_ldm --workdir runs/ldm \\
         --config.data.path=DATASET --config.autoencoder=runs/ae
 
-Expected figure: not measured; `brainldm demo` trains it on 200 people and its report says what came of it.
+Expected figure: ventricles asked for against measured r = 0.91 and 0.82, brain volume 0.74 and 0.70, on two machines
+with the same seed (32 brains of `brainldm demo`): rounding alone moves a training this short by as much.
 
 `:tiny` shrinks it to a few steps of a very small network, for tests.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on a laptop, from a bare Python >= 3.11: installs what is needed, then runs `brainldm demo`.
+# Everything end to end on a laptop, from a bare Python >= 3.11: installs what is needed, then runs `brainldm demo`.
 #
 #   launch/demo.sh [OUT]        results go to OUT (./demo when not given)
 set -euo pipefail

@@ -201,8 +201,8 @@ class LatentCache:
             plain = load(scan)
             return vary(plain, variant_rng(seed, scan.name, variant)) if variant else plain
 
-        number, parts = process_shard
-        own = range(number * batch_size // parts, (number + 1) * batch_size // parts)
+        number, shards = process_shard
+        own = range(number * batch_size // shards, (number + 1) * batch_size // shards)
         starts = range(0, len(items), batch_size)
         # The last item fills up the last batch.
         chosen = [items[min(start + row, len(items) - 1)] for start in starts for row in own]
@@ -267,8 +267,8 @@ def variant_rng(seed: int, name: str, variant: int) -> np.random.Generator:
     return np.random.default_rng([seed, word, variant])
 
 
-def content_id(path: Path | None) -> str | None:
-    """What tells an image file from another: its size and a hash of 64 KiB from its middle and of its last bytes.
+def content_id(path: Path | None, middle: int = _CONTENT_BYTES) -> str | None:
+    """What tells an image file from another: its size and a hash of `middle` bytes from its middle and of its last 64.
 
     Uncompressed volumes of one grid have one size, so the size alone would tell nothing. None without a file.
     """
@@ -278,9 +278,9 @@ def content_id(path: Path | None) -> str | None:
         with open(path, "rb") as file:
             size = file.seek(0, io.SEEK_END)
             digest = hashlib.sha256()
-            for start in (max(0, (size - _CONTENT_BYTES) // 2), max(0, size - 64)):
+            for start in (max(0, (size - middle) // 2), max(0, size - 64)):
                 file.seek(start)
-                digest.update(file.read(_CONTENT_BYTES))
+                digest.update(file.read(middle))
     except OSError:
         return None
     return f"{size}-{digest.hexdigest()[:16]}"

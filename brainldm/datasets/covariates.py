@@ -1,4 +1,4 @@
-"""The conditions of a brain: names, units, ranges, and the one place that codes them into [0, 1].
+"""The conditions of a brain: names, units, ranges, and the one place that normalises them to [0, 1].
 
 People speak years, F or M and millilitres. Networks see a vector: continuous conditions min-max scaled by their range,
 conditions with two levels as 0 and 1 (sex: F = 0, M = 1), with more levels one number per level, 1 for the one that
@@ -91,17 +91,17 @@ class Covariate:
         place = self.levels.index(value)
         return tuple(float(place == k) for k in range(self.width)) if self.width > 1 else (float(place),)
 
-    def decode(self, codes: Sequence[float]) -> float | str:
+    def decode(self, normalised: Sequence[float]) -> float | str:
         """The value whose `width` numbers these are (levels: the nearest one)."""
         if self.levels is None:
-            return self.low + float(codes[0]) * (self.high - self.low)
-        return self.levels[int(np.argmax(codes)) if self.width > 1 else int(codes[0] >= 0.5)]
+            return self.low + float(normalised[0]) * (self.high - self.low)
+        return self.levels[int(np.argmax(normalised)) if self.width > 1 else int(normalised[0] >= 0.5)]
 
-    def at(self, share: float) -> float | str:
-        """The value at `share` (0 to below 1) of the way through the range or the levels."""
+    def at(self, fraction: float) -> float | str:
+        """The value at `fraction` (0 to below 1) of the way through the range or the levels."""
         if self.levels is None:
-            return self.low + share * (self.high - self.low)
-        return self.levels[min(int(share * len(self.levels)), len(self.levels) - 1)]
+            return self.low + fraction * (self.high - self.low)
+        return self.levels[min(int(fraction * len(self.levels)), len(self.levels) - 1)]
 
     def contains(self, value: float | str) -> bool:
         """Whether a parsed value lies in `limits` (levels always do)."""
@@ -220,14 +220,14 @@ class Covariates:
 
     def encode(self, rows: Sequence[Mapping[str, float | str]]) -> np.ndarray:
         """Condition vectors of parsed rows, float32 [N, width]."""
-        codes = [[code for item in self.items for code in item.encode(row[item.name])] for row in rows]
-        return np.asarray(codes, np.float32).reshape(len(rows), self.width)
+        normalised = [[value for item in self.items for value in item.encode(row[item.name])] for row in rows]
+        return np.asarray(normalised, np.float32).reshape(len(rows), self.width)
 
-    def decode(self, codes: np.ndarray) -> list[dict[str, float | str]]:
+    def decode(self, normalised: np.ndarray) -> list[dict[str, float | str]]:
         """Rows in physical units from condition vectors [N, width]."""
         ends = np.cumsum([item.width for item in self.items]).tolist()
-        places = [(item, slice(end - item.width, end)) for item, end in zip(self.items, ends, strict=True)]
-        return [{item.name: item.decode(row[place]) for item, place in places} for row in codes]
+        slots = [(item, slice(end - item.width, end)) for item, end in zip(self.items, ends, strict=True)]
+        return [{item.name: item.decode(row[columns]) for item, columns in slots} for row in normalised]
 
     def outside(self, row: Mapping[str, float | str]) -> list[str]:
         """One phrase for each condition of a parsed row that lies outside its limits."""

@@ -76,7 +76,7 @@ def start(launch: Launch, heartbeat_seconds: float = 90, connect_seconds: int = 
 
 
 def is_primary() -> bool:
-    """Whether this process writes what one process writes: metrics, tables, pictures."""
+    """Whether this process writes what one process writes: metrics, tables, images."""
     return jax.process_index() == 0
 
 

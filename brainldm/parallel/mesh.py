@@ -137,19 +137,19 @@ def _spec(ndim: int) -> P:
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Over how many shards a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def process_shard(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """Which part of each batch a process (default: this one) reads: (number, of how many).
 
-    Processes that hold parts of the same volumes have the same number. Raises UserError when the rows of a process do
+    Processes that hold shards of the same volumes have the same number. Raises UserError when the rows of a process do
     not follow each other in the batch.
     """
     process = jax.process_index() if process is None else process
-    parts = num_batch_shards(mesh)
-    own = [any(d.process_index == process for d in block.flat) for block in mesh.devices.reshape(parts, -1)]
+    shards = num_batch_shards(mesh)
+    own = [any(d.process_index == process for d in block.flat) for block in mesh.devices.reshape(shards, -1)]
     start, length = own.index(True), sum(own)
     if not all(own[start : start + length]) or start % length:
         devices = sum(d.process_index == process for d in mesh.devices.flat)
@@ -158,17 +158,17 @@ def process_shard(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
             f"config.mesh.fsdp is {fsdp}, and each process has {devices} devices: the batch cannot be shared out among "
             f"the processes. {nearest_divisor(fsdp, devices)} would work."
         )
-    return start // length, parts // length
+    return start // length, shards // length
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raise UserError when a batch cannot be split evenly over the mesh."""
-    parts = num_batch_shards(mesh)
-    if batch_size % parts:
-        nearest = max(parts, round(batch_size / parts) * parts)
+    shards = num_batch_shards(mesh)
+    if batch_size % shards:
+        nearest = max(shards, round(batch_size / shards) * shards)
         raise UserError(
             f"config.batch_size {batch_size} (of a microbatch, with config.accumulation_steps) cannot be split evenly "
-            f"over {parts} devices (config.mesh data x fsdp). The nearest that works is {nearest}; or let devices "
+            f"over {shards} devices (config.mesh data x fsdp). The nearest that works is {nearest}; or let devices "
             "share volumes, by config.mesh.space."
         )
 
@@ -176,11 +176,11 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def check_volume(shape: Sequence[int], halvings: int, mesh: Mesh) -> None:
     """Raise UserError when volumes of `shape`, halved `halvings` times, cannot be split evenly at every level."""
     for axis, side in zip(("space", "space_y"), shape, strict=False):
-        parts, deepest = mesh.shape[axis], side // 2**halvings
-        if deepest % parts:
+        shards, deepest = mesh.shape[axis], side // 2**halvings
+        if deepest % shards:
             raise UserError(
-                f"config.mesh.{axis} is {parts}, but a side of {side} voxels is {deepest} at the deepest of the "
-                f"{halvings + 1} levels, which {parts} does not divide. {nearest_divisor(parts, deepest)} would."
+                f"config.mesh.{axis} is {shards}, but a side of {side} voxels is {deepest} at the deepest of the "
+                f"{halvings + 1} levels, which {shards} does not divide. {nearest_divisor(shards, deepest)} would."
             )
 
 
@@ -191,12 +191,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """
     _, count = process_shard(mesh)
 
-    def place(array: Any) -> jax.Array:
+    def put(array: Any) -> jax.Array:
         array = np.asarray(array)
         shape = (array.shape[0] * count, *array.shape[1:])
         return jax.make_array_from_process_local_data(NamedSharding(mesh, _spec(array.ndim)), array, shape)
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(put, batch)
 
 
 def fetch_to_host(tree: Any) -> Any:

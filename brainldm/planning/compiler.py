@@ -56,11 +56,11 @@ class Compiler:
             env=environment,
         )
         try:
-            facts = self._ask({"target": description, "config": json.loads(config.to_json())})
+            answer = self._ask({"target": description, "config": json.loads(config.to_json())})
         except BaseException:
             self._end()
             raise
-        self.devices, self.kind = facts["devices"], facts["kind"]
+        self.devices, self.kind = answer["devices"], answer["kind"]
 
     def __enter__(self) -> Compiler:
         return self

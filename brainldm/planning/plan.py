@@ -132,7 +132,7 @@ def _largest(
     double = compiler.run("train", 2 * step["batch"], changes, full)
     if not (step["memory"] and double["memory"]):
         return None
-    unit = step["parts"] * step["accumulation_steps"]
+    unit = step["shards"] * step["accumulation_steps"]
     points = [(item["batch"] // unit, item["memory"]["total"]) for item in (step, double)]
     rows = largest_rows(*points, chip.memory)
     per_row = (points[1][1] - points[0][1]) / (points[1][0] - points[0][0])

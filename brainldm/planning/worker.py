@@ -73,7 +73,7 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
     answer: dict[str, Any] = {
         "program": name,
         "batch": program.batch,
-        "parts": num_batch_shards(mesh),
+        "shards": num_batch_shards(mesh),
         "mesh": {axis: mesh.shape[axis] for axis in AXES},
         "devices": len(devices),
         "accumulation_steps": steps,

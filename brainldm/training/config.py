@@ -30,7 +30,7 @@ def _common(stage: str) -> ml_collections.ConfigDict:
     data.path = ""  # root of a BIDS dataset
     data.spacing_mm = 1  # 1, 2 or 4; a finer dataset is averaged down
     data.scaling = "minmax"  # "minmax" per volume, or "none" for values in [0, 1] already
-    data.max_excluded = 0.0  # share of the scans that may be left out because their row or image cannot be used
+    data.max_excluded = 0.0  # fraction of the scans that may be left out because their row or image cannot be used
     # Shares of the people, by a hash of their ids; a column `split` in participants.tsv counts instead where there is
     # one. Test scans are left alone by training.
     data.validation_fraction = 0.05
@@ -101,9 +101,9 @@ def mesh_config() -> ml_collections.ConfigDict:
     The first four are the sizes of the axes, one of which may be -1: what the others leave.
     """
     mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # parts of a batch
-    mesh.fsdp = 1  # further parts of a batch, which also hold one part each of what `rules` splits
-    mesh.space = 1  # parts of a volume along its first side, in the autoencoder
+    mesh.data = -1  # shards of a batch
+    mesh.fsdp = 1  # further shards of a batch, which also hold one shard each of what `rules` splits
+    mesh.space = 1  # shards of a volume along its first side, in the autoencoder
     mesh.space_y = 1  # and along its second
     # What is split along fsdp: "replicate" (nothing), "fsdp" (the whole state), "zero1" (what the optimizer keeps and
     # the moving average), or pairs ((REGEX, HOW), ...) on paths in the state, HOW being replicate or fsdp, which a
@@ -137,7 +137,7 @@ def autoencoder_config() -> ml_collections.ConfigDict:
     loss.adversarial_start = 0  # the step from which the discriminator is trained and counts
     loss.perceptual = "lpips"  # "lpips", "medicalnet", "discriminator" (feature matching) or "none"
     loss.perceptual_weight = 0.002
-    loss.perceptual_ratio = 0.25  # share of the slices that the 2.5D LPIPS looks at
+    loss.perceptual_ratio = 0.25  # fraction of the slices that the 2.5D LPIPS looks at
     loss.perceptual_files = ()  # state dicts of the network: lpips wants squeezenet1_1 and the linear heads
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
@@ -185,7 +185,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
     config.loss = loss = ml_collections.ConfigDict()
     loss.prediction = "epsilon"  # "epsilon", "velocity" or "x0"
     loss.min_snr_gamma = 0.0  # 0: every time step counts the same
-    loss.condition_dropout = 0.0  # share of samples that see the null condition, for classifier-free guidance
+    loss.condition_dropout = 0.0  # fraction of samples that see the null condition, for classifier-free guidance
 
     config.latent_scale = 0.0  # 0: 1 / std of the posterior means of the training set
 

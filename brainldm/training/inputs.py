@@ -27,8 +27,8 @@ from brainldm.volumes.grids import training_grid
 LATENTS = "latents"
 """Folder of the latent cache inside a work dir."""
 
-CONTENT_THREADS = 8
-"""Files looked into at once: on a file server most of the time is waiting."""
+CONTENT_BYTES, CONTENT_THREADS = 4096, 8
+"""Bytes of an image that tell it from another, and files looked into at once: on a file server most is waiting."""
 
 
 def read_splits(
@@ -45,8 +45,8 @@ def read_splits(
     outside = [f"{r.name}: {', '.join(o)}" for r in records if (o := covariates.outside(r.covariates))]
     if outside:
         log(
-            f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their codes "
-            f"leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
+            f"{len(outside)} of {len(records)} scans lie outside the range of a condition and are kept; their "
+            f"normalised values leave [0, 1] ({outside[0]}). config.covariates.ranges sets the ranges."
         )
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
@@ -67,13 +67,13 @@ def images_sha256(content_ids: Iterable[str | None]) -> str:
 
 
 def content_ids(records: list[Scan]) -> list[str | None]:
-    """The content id of the image of every record: of each file its size, 64 KiB of its middle and its end are read.
+    """The content id of the image of every record: its size, 4 KiB of its middle and its end, which in a .nii.gz holds
+    the checksum of the whole.
 
-    The end of a .nii.gz holds the checksum of the whole. Some tens of microseconds a scan where files are near, so
-    it adds little to the start of a run; a hash of all bytes would read the dataset once.
+    A block of each file, because it is read at every start: all bytes would be the whole dataset.
     """
     with ThreadPoolExecutor(CONTENT_THREADS) as pool:
-        return list(pool.map(lambda record: content_id(record.path), records))
+        return list(pool.map(lambda record: content_id(record.path, CONTENT_BYTES), records))
 
 
 def conditions_sha256(config: ml_collections.ConfigDict, conditions: np.ndarray) -> str:

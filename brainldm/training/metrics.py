@@ -26,7 +26,7 @@ class MetricWriter:
 
     metrics.jsonl holds one object per line, {"step", "split", name: value}, and nothing that depends on the clock, so
     that a resumed run writes the same file as an undisturbed one. `resume_step` drops lines of later steps. While
-    nothing can be written, as on a full disk, lines wait in memory (`require_written` says so) and pictures and
+    nothing can be written, as on a full disk, lines wait in memory (`require_written` says so) and images and
     TensorBoard events are left out. With `enabled` false, in all processes but one, nothing is written.
     """
 
@@ -74,7 +74,7 @@ class MetricWriter:
         try:
             write()
         except OSError as error:
-            self._warn("pictures", error)
+            self._warn("images", error)
 
     def require_written(self) -> None:
         """Bring all lines to disk. Raises OSError when they cannot be written."""

@@ -1,4 +1,4 @@
-"""The whole road at its smallest size, looked at from outside."""
+"""The demo end to end at its smallest size, looked at from outside."""
 
 import json
 

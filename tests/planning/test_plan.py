@@ -257,7 +257,7 @@ class _Compiler:
         return {
             "program": program,
             "batch": batch,
-            "parts": parts,
+            "shards": parts,
             "devices": 8,
             "mesh": {"data": parts, "fsdp": 1, "space": split, "space_y": 1},
             "accumulation_steps": 1,

@@ -121,7 +121,7 @@ def test_lines_wait_for_room_on_a_full_disk(start, tmp_path):
     assert process.exitcode == 0
     assert read_metrics(tmp_path, "train")["step"] == list(range(1, 102))
     said = (tmp_path / "log").read_text()
-    for what in ("metrics.jsonl", "TensorBoard events", "pictures"):
+    for what in ("metrics.jsonl", "TensorBoard events", "images"):
         assert said.count(f"{what} cannot be written (File too large)") == 1
 
 

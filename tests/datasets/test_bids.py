@@ -1,15 +1,102 @@
-"""A BIDS dataset for training: what is left out, what stops it, and what the table says beyond the conditions."""
+"""A BIDS dataset: written, read for training, what is left out of it, and what stops it."""
 
 import os
 
+import numpy as np
 import pytest
 
-from brainldm.datasets.bids import read_dataset, read_participants, write_excluded
+from brainldm.datasets import bids
+from brainldm.datasets.bids import image_path, read_dataset, read_participants, write_excluded
 from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.datasets.scans import Excluded, inside
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json
+from brainldm.volumes.grids import training_grid
+from brainldm.volumes.nifti import write_volume
 
+GRID = training_grid(4)
+COVARIATES = Covariates()
 HEAD = "participant_id\tsex\tage\tventricles_ml\tbrain_ml\tsplit\tsite"
+
+
+def write_dataset(root, count=5, grid=GRID):
+    rows = []
+    for index in range(count):
+        participant = f"sub-{index + 1:02d}"
+        data = np.random.default_rng(index).random(grid.shape, dtype=np.float32)
+        write_volume(image_path(root, participant), data, grid.affine)
+        rows.append(
+            {
+                "participant_id": participant,
+                "sex": "FM"[index % 2],
+                "age": 50 + index,
+                "ventricles_ml": 20 + index,
+                "brain_ml": 1400 + index,
+            }
+        )
+    bids.write_dataset_files(
+        root,
+        name="test",
+        rows=rows,
+        columns=COVARIATES.column_descriptions(),
+        generated_by={"Name": "test"},
+        readme="x",
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "bids")
+
+
+def edit_table(root, old, new):
+    table = root / "participants.tsv"
+    assert old in table.read_text()
+    table.write_text(table.read_text().replace(old, new))
+
+
+def test_reading_what_was_written(written):
+    records = read_dataset(written, COVARIATES)
+    assert [r.name for r in records] == [f"sub-{i:02d}" for i in range(1, 6)]
+    assert records[1].covariates == {"sex": "M", "age": 51.0, "ventricles_ml": 21.0, "brain_ml": 1401.0}
+    assert read_json(written / "dataset_description.json")["GeneratedBy"] == [{"Name": "test"}]
+    assert read_json(written / "participants.json")["age"]["Units"] == "years"
+
+
+def test_sessions_and_spaces_are_found(tmp_path):
+    write_volume(tmp_path / "sub-1/ses-b/anat/sub-1_ses-b_space-MNI_T1w.nii.gz", np.random.rand(4, 4, 4), GRID.affine)
+    (tmp_path / "participants.tsv").write_bytes(
+        b"\xef\xbb\xbfparticipant_id\tsession_id\tage\tsex\tventricles_ml\tbrain_ml\r\nsub-1\tses-b\t60\tF\t20\t1400\r\n"
+    )
+    assert [r.name for r in read_dataset(tmp_path, COVARIATES)] == ["sub-1_ses-b"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda r: (r / "participants.tsv").unlink(), "no participants.tsv"),
+        (lambda r: edit_table(r, "brain_ml", "volume"), "no column brain_ml"),
+        (lambda r: edit_table(r, "participant_id", "id"), "no column participant_id"),
+        (lambda r: edit_table(r, "sub-02\tM", "sub-02\t1"), "sub-02: sex is '1'"),
+        (lambda r: edit_table(r, "\t51\t", "\t\t"), "sub-02: age is missing"),
+        (lambda r: edit_table(r, "sub-02", "sub-01"), "sub-01 appear more than once"),
+        (lambda r: edit_table(r, "sub-02", "../../x"), "not a BIDS id"),
+        (lambda r: edit_table(r, "sub-02", "sub-09"), "no T1w image for sub-09"),
+        (lambda r: image_path(r, "sub-02").rename(r / "sub-02/anat/other.nii.gz"), "no T1w image for sub-02"),
+        (lambda r: (r / "participants.tsv").write_bytes(b"\x00\xff\xfe"), "participants.tsv"),
+    ],
+)
+def test_broken_datasets_are_refused(tmp_path, change, said):
+    root = write_dataset(tmp_path / "bids", 2)
+    change(root)
+    with pytest.raises(UserError, match=said):
+        read_dataset(root, COVARIATES)
+
+
+def test_a_missing_dataset_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        read_dataset(tmp_path / "nowhere", COVARIATES)
 
 
 def dataset(root, *rows, head=HEAD):
