@@ -1,8 +1,8 @@
 """Several processes, on one host or many, that train together: how they start, agree, wait for each other and end.
 
-What they say to each other goes two ways. Numbers that all must agree on travel by collective operations of JAX. Signs
-of life and last words are files in the work dir, which all processes share (see board.py): they work when a collective
-operation is what hangs.
+What they say to each other goes two ways. Numbers that all must agree on travel by collective operations of JAX.
+Heartbeats and exit reports are files in the work dir, which all processes share (see heartbeats.py): they work when a
+collective operation is what hangs.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from brainldm.parallel.launch import Launch
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
 from brainldm.runtime.format import format_duration
-from brainldm.runtime.heartbeats import Board
+from brainldm.runtime.heartbeats import HeartbeatFolder
 from brainldm.runtime.supervisor import supervised, tell_supervisor
 from brainldm.runtime.watchdog import AGAIN, Watchdog
 
 FOLDER = "processes"
-"""Folder in a work dir where the processes of a run leave word for each other."""
+"""Folder in a work dir where the processes of a run tell each other how they are."""
 
 SECONDS_TO_MEET = 600.0
 """How long a process waits for the others before it says who is missing."""
@@ -53,7 +53,7 @@ def start(launch: Launch, heartbeat_seconds: float = 90, connect_seconds: int = 
         f"{who} did not find all others within {connect_seconds} s. Are all of them started, with the same number of "
         f"processes, and can this host reach {launch.coordinator or 'that of process 0'}?"
     )
-    # The handler of SIGTERM that JAX would install swallows the signal. Ours is interrupts.py, and they agree by `any`.
+    # The handler of SIGTERM that JAX would install swallows the signal. Ours is signals.py, and they agree by `any`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -115,15 +115,15 @@ class Processes:
 
     def __init__(self, workdir: str | Path, watchdog_seconds: float, heartbeat_seconds: float):
         self.index, self.count = jax.process_index(), jax.process_count()
-        self.board: Board | None = None
+        self.heartbeats: HeartbeatFolder | None = None
         folder = Path(workdir).absolute() / FOLDER
         if self.count > 1:
             # A name of its own for every start: nothing that an earlier one left is taken for news.
             name = from_primary(lambda: _new_folder(folder))
-            self.board = Board(folder / name, self.index, self.count)
-            tell_supervisor(self.board)
+            self.heartbeats = HeartbeatFolder(folder / name, self.index, self.count)
+            tell_supervisor(self.heartbeats)
         self.watchdog = Watchdog(
-            watchdog_seconds, folder / f"stacks_{self.index}.txt", self.board, heartbeat_seconds, supervised()
+            watchdog_seconds, folder / f"stacks_{self.index}.txt", self.heartbeats, heartbeat_seconds, supervised()
         )
 
     def __enter__(self) -> Processes:
@@ -152,11 +152,11 @@ class Processes:
 
         Raises PeerLost naming those that have not come within `seconds`.
         """
-        if self.board is None:
+        if self.heartbeats is None:
             return
-        missing = meet(self.board, name, seconds)
+        missing = meet(self.heartbeats, name, seconds)
         if missing:
-            names = ", ".join(self.board.describe(process) for process in missing)
+            names = ", ".join(self.heartbeats.describe(process) for process in missing)
             raise PeerLost(
                 f"{len(missing)} of {self.count} processes did not come to {name!r} within {format_duration(seconds)}: "
                 f"{names}. {AGAIN}"
@@ -164,8 +164,8 @@ class Processes:
 
     def _leave(self, error: BaseException) -> None:
         """End with a last line and a word to the others; return only when all end alike."""
-        board = self.board
-        if isinstance(error, Stopped) and not meet(board, "stopped", 60):
+        heartbeats = self.heartbeats
+        if isinstance(error, Stopped) and not meet(heartbeats, "stopped", 60):
             return
         if isinstance(error, KeyboardInterrupt):
             error = Stopped(f"it was told to stop outside of the steps. {AGAIN}")
@@ -173,23 +173,23 @@ class Processes:
         if not isinstance(error, BrainldmError | FloatingPointError):
             traceback.print_exception(error)
             if _LOST_LINK.search(str(error)):
-                # The others' last words are on their way, and the watchdog ends this process when they come.
+                # The others' exit reports are on their way, and the watchdog ends this process when they come.
                 time.sleep(10)
                 code = PeerLost.exit_code
                 error = f"it lost its link to another process ({first_line(error)}). {AGAIN}"
             else:
                 error = f"{type(error).__name__}: {first_line(error)}"
-        board.leave(str(error), code)
-        board.let_others_go_first()
+        heartbeats.report_exit(str(error), code)
+        heartbeats.wait_for_readers()
         log(f"brainldm: process {self.index} of {self.count} ends: {error}")
         os._exit(code)
 
 
-def meet(board: Board, name: str, seconds: float) -> list[int]:
+def meet(heartbeats: HeartbeatFolder, name: str, seconds: float) -> list[int]:
     """Come to a barrier and wait for the others; returns those that have not come within `seconds`."""
-    board.arrive(name)
+    heartbeats.arrive(name)
     until, pause = time.monotonic() + seconds, 0.05
-    while (missing := board.missing(name)) and time.monotonic() < until:
+    while (missing := heartbeats.missing(name)) and time.monotonic() < until:
         time.sleep(pause)
         pause = min(2 * pause, 1.0)
     return missing

@@ -1,4 +1,4 @@
-"""Where the processes of one run leave word for each other: small files in a folder that all of them see.
+"""Where the processes of one run tell each other how they are: small files in a folder that all of them see.
 
 Each process writes `beat_K.json` again and again: its host, its step, what it is doing and a counter. Who ends before
 the work is done leaves `ended_K.json`, which says why. Nothing compares the clocks of two hosts: a process is silent
@@ -22,7 +22,7 @@ BEAT_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """A sign of life: process `process` with `pid` on `host` is at `step`, doing `doing` (FINISHED at the end)."""
 
     process: int
@@ -37,7 +37,7 @@ class Beat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Note:
+class ExitReport:
     """Why a process ended, in a sentence, and the exit code that this means for the whole run.
 
     `stacks`: whether it hung, so that the stacks of the others may say why.
@@ -53,7 +53,7 @@ class Note:
 FINISHED = "finished"
 
 
-class Board:
+class HeartbeatFolder:
     """The view of process `index` of `count` on the files in `folder`, which is made when it is not there.
 
     Reading and writing never raise: a file system that is away for a moment must not end a run.
@@ -69,26 +69,26 @@ class Board:
     def beat(self, step: int, doing: str) -> None:
         """Give a sign of life."""
         self._beats += 1
-        self._write(f"beat_{self.index}", Beat(self.index, self.host, os.getpid(), self._beats, step, doing))
+        self._write(f"beat_{self.index}", Heartbeat(self.index, self.host, os.getpid(), self._beats, step, doing))
 
-    def last_beat(self, process: int) -> Beat | None:
+    def last_heartbeat(self, process: int) -> Heartbeat | None:
         """The newest sign of life of a process."""
-        return self._read(f"beat_{process}", Beat)
+        return self._read(f"beat_{process}", Heartbeat)
 
-    def leave(self, reason: str, code: int, stacks: bool = False, process: int | None = None) -> None:
+    def report_exit(self, reason: str, code: int, stacks: bool = False, process: int | None = None) -> None:
         """Say why this process (or `process`, which cannot say it any more) ended. The first reason stays."""
         process = self.index if process is None else process
         if not (self.folder / f"ended_{process}.json").exists():
-            beat = self.last_beat(process)
+            beat = self.last_heartbeat(process)
             host = beat.host if beat else self.host
-            self._write(f"ended_{process}", Note(process, host, reason, code, stacks))
+            self._write(f"ended_{process}", ExitReport(process, host, reason, code, stacks))
 
-    def notes(self) -> list[Note]:
+    def exit_reports(self) -> list[ExitReport]:
         """The processes that ended before the work was done."""
         names = sorted(self._names("ended_"))
-        return [note for name in names if (note := self._read(name, Note)) is not None]
+        return [report for name in names if (report := self._read(name, ExitReport)) is not None]
 
-    def let_others_go_first(self) -> None:
+    def wait_for_readers(self) -> None:
         """Wait in process 0 until the others have read why it ends: JAX aborts them as soon as it is gone."""
         if self.index == 0 and self.count > 1:
             time.sleep(2 * BEAT_SECONDS)
@@ -105,7 +105,7 @@ class Board:
 
     def describe(self, process: int) -> str:
         """A process by number, and by host and pid where it has given a sign of life."""
-        return str(self.last_beat(process) or f"process {process} (never seen; {self.folder} is for all to share)")
+        return str(self.last_heartbeat(process) or f"process {process} (never seen; {self.folder} is for all to share)")
 
     def _names(self, prefix: str) -> list[str]:
         try:
@@ -131,20 +131,22 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "-", text)
 
 
-class Silence:
+class HeartbeatMonitor:
     """How long processes have given no sign of life, in seconds of this process's own running time."""
 
-    def __init__(self, board: Board, watched: Collection[int], clock: Callable[[], float] = time.monotonic):
-        self._board, self._clock, self._last = board, clock, clock()
-        self._seen: dict[int, tuple[Beat | None, float]] = {process: (None, 0.0) for process in watched}
+    def __init__(
+        self, heartbeats: HeartbeatFolder, watched: Collection[int], clock: Callable[[], float] = time.monotonic
+    ):
+        self._folder, self._clock, self._last = heartbeats, clock, clock()
+        self._seen: dict[int, tuple[Heartbeat | None, float]] = {process: (None, 0.0) for process in watched}
 
-    def look(self) -> dict[int, float]:
+    def silent_seconds(self) -> dict[int, float]:
         """Seconds of silence by process; those that have finished are left out."""
         now = self._clock()
         # A reader that stood still itself (stopped, or waiting for the file system) learnt nothing meanwhile.
         passed, self._last = min(now - self._last, 2 * BEAT_SECONDS), now
         for process, (before, silent) in self._seen.items():
-            beat = self._board.last_beat(process)
+            beat = self._folder.last_heartbeat(process)
             self._seen[process] = (beat, silent + passed) if beat is None or beat == before else (beat, 0.0)
         return {
             process: silent for process, (beat, silent) in self._seen.items() if beat is None or beat.doing != FINISHED

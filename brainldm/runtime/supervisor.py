@@ -2,7 +2,8 @@
 
 The coordination service of JAX aborts a process when another one dies: in C++, within a tenth of a second when it is
 process 0 that died, and no Python runs any more. Memory running out kills without a word as well. The process that
-looks after it knows how it ended, tells the others of the run through their board, and lets nothing outlive them.
+looks after it knows how it ended, tells the others of the run through their heartbeat folder, and lets nothing outlive
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import Stopped
-from brainldm.runtime.heartbeats import Board, Note
+from brainldm.runtime.heartbeats import ExitReport, HeartbeatFolder
 
 PIPE = "BRAINLDM_SUPERVISOR"
 """Environment variable of a supervised process: the pid of its supervisor and where to write to it, "PID:FD"."""
@@ -38,12 +39,12 @@ def supervised() -> int | None:
     return parent if parent and parent == os.getppid() else None
 
 
-def tell_supervisor(what: Board | str) -> None:
+def tell_supervisor(what: HeartbeatFolder | str) -> None:
     """Tell the supervisor, if there is one, what will have gone wrong if this process ends now, and later where the
-    processes of the run leave word for each other."""
+    processes of the run tell each other how they are."""
     if supervised():
-        board = isinstance(what, Board)
-        content = {"board": [str(what.folder), what.index, what.count]} if board else {"trouble": what}
+        heartbeats = isinstance(what, HeartbeatFolder)
+        content = {"heartbeats": [str(what.folder), what.index, what.count]} if heartbeats else {"trouble": what}
         os.write(int(os.environ[PIPE].partition(":")[2]), (json.dumps(content) + "\n").encode())
 
 
@@ -74,64 +75,66 @@ def supervise(
         for number, handler in before.items():
             signal.signal(number, handler)
     listener.join(1.0)
-    board = told.get("board")
+    heartbeats = told.get("heartbeats")
     if code >= 0 and killed_for is None:
-        if code and board and not _first_note(board):
-            board.leave(f"it ended with exit code {code}; its own output says why.", code)
+        if code and heartbeats and not _first_report(heartbeats):
+            heartbeats.report_exit(f"it ended with exit code {code}; its own output says why.", code)
         return code
-    return _explain(code, killed_for, board, told.get("trouble"))
+    return _explain(code, killed_for, heartbeats, told.get("trouble"))
 
 
 def _listen(read: int, told: dict[str, Any]) -> None:
     with os.fdopen(read) as pipe:
         for line in pipe:
             content = json.loads(line)
-            if "board" in content:
-                content["board"] = Board(*content["board"])
+            if "heartbeats" in content:
+                content["heartbeats"] = HeartbeatFolder(*content["heartbeats"])
             told.update(content)
 
 
-def _wait(child: subprocess.Popen, told: Mapping[str, Any], grace_seconds: float) -> tuple[int, Note | None]:
-    """The child's exit code, and the note of another process for whose end it had to be killed."""
+def _wait(child: subprocess.Popen, told: Mapping[str, Any], grace_seconds: float) -> tuple[int, ExitReport | None]:
+    """The child's exit code, and the report of another process for whose end it had to be killed."""
     since = None
     while True:
         try:
             return child.wait(1.0), None
         except subprocess.TimeoutExpired:
-            # A note about the child itself counts as well: the others have given it up.
-            note = next(iter(told["board"].notes()), None) if "board" in told else None
-        if note is None:
+            # A report about the child itself counts as well: the others have given it up.
+            report = next(iter(told["heartbeats"].exit_reports()), None) if "heartbeats" in told else None
+        if report is None:
             continue
         since = time.monotonic() if since is None else since
         if time.monotonic() - since > grace_seconds:
             child.kill()
-            return child.wait(), note
+            return child.wait(), report
 
 
-def _first_note(board: Board) -> Note | None:
-    notes = [note for note in board.notes() if note.process != board.index]
-    return notes[0] if notes else None
+def _first_report(heartbeats: HeartbeatFolder) -> ExitReport | None:
+    reports = [report for report in heartbeats.exit_reports() if report.process != heartbeats.index]
+    return reports[0] if reports else None
 
 
-def _explain(code: int, killed_for: Note | None, board: Board | None, trouble: str | None) -> int:
+def _explain(code: int, killed_for: ExitReport | None, heartbeats: HeartbeatFolder | None, trouble: str | None) -> int:
     """Say why the child is gone, and return the exit code that this means."""
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    who = f"process {board.index} of {board.count}" if board else "this process"
-    note = killed_for
+    who = f"process {heartbeats.index} of {heartbeats.count}" if heartbeats else "this process"
+    report = killed_for
     # An abort is what JAX does when another process is gone, whose supervisor is about to say so.
-    if note is None and board is not None and -code == signal.SIGABRT:
+    if report is None and heartbeats is not None and -code == signal.SIGABRT:
         until = time.monotonic() + _NOTE_SECONDS
-        while note is None and time.monotonic() < until:
-            note = _first_note(board)
+        while report is None and time.monotonic() < until:
+            report = _first_report(heartbeats)
             time.sleep(0.2)
-    if note is not None:
+    if report is not None:
         ended = "was killed, because it did not react" if killed_for else "ends"
-        other = f"process {note.process} of {board.count} ({note.host}) has ended: "
-        log(f"brainldm: {who} {ended}: {'' if note.process == board.index else other}{note.reason}")
-        return note.code
-    if -code == signal.SIGABRT and board is not None and board.index:
-        reason = f"it was aborted ({how}): JAX lost its coordination service, which {board.describe(0)} runs. {_AGAIN}"
-    elif -code == signal.SIGABRT and board is None and trouble:
+        other = f"process {report.process} of {heartbeats.count} ({report.host}) has ended: "
+        log(f"brainldm: {who} {ended}: {'' if report.process == heartbeats.index else other}{report.reason}")
+        return report.code
+    if -code == signal.SIGABRT and heartbeats is not None and heartbeats.index:
+        reason = (
+            f"it was aborted ({how}): JAX lost its coordination service, which {heartbeats.describe(0)} runs. {_AGAIN}"
+        )
+    elif -code == signal.SIGABRT and heartbeats is None and trouble:
         reason = f"it was aborted ({how}). {trouble}"
     elif -code == signal.SIGKILL:
         reason = f"it was killed by {how}; a system out of memory does so. {_AGAIN}"
@@ -139,7 +142,7 @@ def _explain(code: int, killed_for: Note | None, board: Board | None, trouble: s
         reason = f"it was killed by {how}. {_AGAIN}"
     # A crash would most likely come again.
     code = 1 if -code in _CRASHES else Stopped.exit_code
-    if board:
-        board.leave(reason, code)
+    if heartbeats:
+        heartbeats.report_exit(reason, code)
     log(f"brainldm: {who} ends: {reason}")
     return code

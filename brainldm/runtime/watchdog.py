@@ -19,7 +19,7 @@ from pathlib import Path
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.format import format_duration
-from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, Board, Silence
+from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, HeartbeatFolder, HeartbeatMonitor
 
 AGAIN = "The same command goes on from the last checkpoint."
 _REPORT_SECONDS = 10.0
@@ -27,8 +27,8 @@ _REPORT_SECONDS = 10.0
 
 class Watchdog:
     """Ends the process with exit code 75 when no step is completed for `step_seconds` (0: never), when another process
-    of `board` has ended before the work is done or has given no sign of life for `silence_seconds` (0: never), or when
-    the process `parent` is gone.
+    of `heartbeats` has ended before the work is done or has given no sign of life for `silence_seconds` (0: never), or
+    when the process `parent` is gone.
 
     Use as a context manager. It starts paused, and steps count from the first `beat`. The stacks of all threads go to
     standard error and to `stacks` (a file), and the last line says what happened.
@@ -38,11 +38,11 @@ class Watchdog:
         self,
         step_seconds: float,
         stacks: str | Path,
-        board: Board | None = None,
+        heartbeats: HeartbeatFolder | None = None,
         silence_seconds: float = 0,
         parent: int | None = None,
     ):
-        self.step_seconds, self.board = step_seconds, board
+        self.step_seconds, self.heartbeats = step_seconds, heartbeats
         self._stacks, self._silence_seconds, self._parent = Path(stacks), silence_seconds, parent
         self._step, self._doing, self._paused = 0, "starting", 1
         self._signs = 0  # of getting on, counted by the main thread and seen by the clock
@@ -50,7 +50,7 @@ class Watchdog:
         self._ending = threading.Lock()
         # Two threads: a file system that hangs must not keep the clock from running.
         self._threads = [threading.Thread(target=self._watch_clock, daemon=True)]
-        if board is not None:
+        if heartbeats is not None:
             self._threads.append(threading.Thread(target=self._watch_others, daemon=True))
 
     def __enter__(self) -> Watchdog:
@@ -60,8 +60,8 @@ class Watchdog:
 
     def __exit__(self, kind, error, trace) -> None:
         self._stop.set()
-        if self.board is not None:
-            self.board.beat(self._step, FINISHED)
+        if self.heartbeats is not None:
+            self.heartbeats.beat(self._step, FINISHED)
 
     def beat(self, step: int) -> None:
         """A step was completed."""
@@ -100,25 +100,25 @@ class Watchdog:
                 self._end(reason, stacks=True, ask=True)
 
     def _watch_others(self) -> None:
-        board = self.board
+        heartbeats = self.heartbeats
         # Process 0 watches all, and they watch process 0: what it costs grows with their number, not with its square.
-        watched = range(1, board.count) if board.index == 0 else (0,)
-        silence = Silence(board, watched)
+        watched = range(1, heartbeats.count) if heartbeats.index == 0 else (0,)
+        silence = HeartbeatMonitor(heartbeats, watched)
         while True:
-            board.beat(self._step, self._doing)
-            for note in board.notes():
-                if note.process != board.index and not self._stop.is_set():
+            heartbeats.beat(self._step, self._doing)
+            for report in heartbeats.exit_reports():
+                if report.process != heartbeats.index and not self._stop.is_set():
                     self._end(
-                        f"process {note.process} of {board.count} ({note.host}) has ended: {note.reason}",
-                        note.code,
-                        note.stacks,
+                        f"process {report.process} of {heartbeats.count} ({report.host}) has ended: {report.reason}",
+                        report.code,
+                        report.stacks,
                         own_reason=False,
                     )
-            for process, seconds in silence.look().items():
+            for process, seconds in silence.silent_seconds().items():
                 if self._silence_seconds and seconds > self._silence_seconds and not self._stop.is_set():
                     reason = f"it gave no sign of life for {format_duration(seconds)}. {AGAIN}"
-                    who = board.describe(process)
-                    board.leave(reason, Stopped.exit_code, process=process)
+                    who = heartbeats.describe(process)
+                    heartbeats.report_exit(reason, Stopped.exit_code, process=process)
                     self._end(f"{who} gave no sign of life for {format_duration(seconds)}. {AGAIN}", own_reason=False)
             if self._stop.wait(BEAT_SECONDS):
                 return
@@ -144,32 +144,36 @@ class Watchdog:
                     faulthandler.dump_traceback(file, all_threads=True)
             if ask:
                 told.append(self._behind() + f"The stacks of all threads are in {self._stacks}. {AGAIN}")
-            if own_reason and self.board is not None:
-                self.board.leave(" ".join(told), code, stacks)
+            if own_reason and self.heartbeats is not None:
+                self.heartbeats.report_exit(" ".join(told), code, stacks)
 
         # What touches the file system gets a time limit of its own: it may be what hangs.
         reporter = threading.Thread(target=report, daemon=True)
         reporter.start()
         reporter.join(_REPORT_SECONDS)
-        if self.board is not None:
-            self.board.let_others_go_first()
-        who = f"process {self.board.index} of {self.board.count} " if self.board and self.board.count > 1 else ""
+        if self.heartbeats is not None:
+            self.heartbeats.wait_for_readers()
+        who = (
+            f"process {self.heartbeats.index} of {self.heartbeats.count} "
+            if self.heartbeats and self.heartbeats.count > 1
+            else ""
+        )
         log(f"brainldm: {who}ends: {' '.join(told)}")
         os._exit(code)
 
     def _behind(self) -> str:
         """Which processes are silent, and which are at an earlier step than the rest."""
-        board = self.board
-        if board is None or board.count == 1:
+        heartbeats = self.heartbeats
+        if heartbeats is None or heartbeats.count == 1:
             return ""
-        others = [process for process in range(board.count) if process != board.index]
-        before = {process: board.last_beat(process) for process in others}
+        others = [process for process in range(heartbeats.count) if process != heartbeats.index]
+        before = {process: heartbeats.last_heartbeat(process) for process in others}
         time.sleep(2.5 * BEAT_SECONDS)
-        now = {process: board.last_beat(process) for process in others}
+        now = {process: heartbeats.last_heartbeat(process) for process in others}
         silent = [p for p in others if now[p] is None or (now[p] == before[p] and now[p].doing != FINISHED)]
         text = ""
         if silent:
-            text += f"No sign of life from {', '.join(board.describe(p) for p in silent)}. "
+            text += f"No sign of life from {', '.join(heartbeats.describe(p) for p in silent)}. "
         furthest = max([self._step, *(beat.step for beat in now.values() if beat)])
         late = [beat for p, beat in now.items() if beat and p not in silent and beat.step < furthest]
         if late:

@@ -1,4 +1,4 @@
-"""Last words, barriers, the watchdog and the supervisor, with small processes that do not train."""
+"""Exit reports, barriers, the watchdog and the supervisor, with small processes that do not train."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ import pytest
 from brainldm.parallel.distributed import meet
 from brainldm.parallel.launch import Launch, launch_of
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, Board, Silence
+from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, HeartbeatFolder, HeartbeatMonitor
 
 pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]  # they wait for each other: one at a time
 
 HEADER = """
 import os, signal, sys, time
-from brainldm.runtime.heartbeats import Board
+from brainldm.runtime.heartbeats import HeartbeatFolder
 from brainldm.runtime.supervisor import supervise, supervised, tell_supervisor
 from brainldm.runtime.watchdog import Watchdog
 """
@@ -82,49 +82,49 @@ def test_an_incomplete_or_impossible_launch_is_refused(given, message):
 
 
 def test_a_barrier_names_who_is_missing(tmp_path):
-    boards = [Board(tmp_path, index, 3) for index in range(3)]
-    late = threading.Timer(0.3, boards[1].arrive, ["latents"])
+    folders = [HeartbeatFolder(tmp_path, index, 3) for index in range(3)]
+    late = threading.Timer(0.3, folders[1].arrive, ["latents"])
     late.start()
-    assert meet(boards[0], "latents", 1.0) == [2]
-    assert meet(boards[2], "latents", 1.0) == []
-    assert meet(boards[0], "other name/of 1 barrier", 0.1) == [1, 2]
-    boards[1].beat(7, "training")
-    assert boards[0].describe(1) == f"process 1 ({boards[1].host}, pid {os.getpid()})"
-    assert "never seen" in boards[0].describe(2)
+    assert meet(folders[0], "latents", 1.0) == [2]
+    assert meet(folders[2], "latents", 1.0) == []
+    assert meet(folders[0], "other name/of 1 barrier", 0.1) == [1, 2]
+    folders[1].beat(7, "training")
+    assert folders[0].describe(1) == f"process 1 ({folders[1].host}, pid {os.getpid()})"
+    assert "never seen" in folders[0].describe(2)
 
 
 def test_the_first_last_word_stays_and_damaged_files_do_no_harm(tmp_path):
-    board = Board(tmp_path, 1, 3)
-    board.leave("first", 75)
-    board.leave("second", 1)
+    heartbeats = HeartbeatFolder(tmp_path, 1, 3)
+    heartbeats.report_exit("first", 75)
+    heartbeats.report_exit("second", 1)
     (tmp_path / "ended_2.json").write_text('{"process": 2, "ho')
     (tmp_path / "beat_2.json").write_text("")
-    assert [note.reason for note in board.notes()] == ["first"]
-    assert board.last_beat(2) is None
-    gone = Board(tmp_path / "file", 0, 3)
+    assert [report.reason for report in heartbeats.exit_reports()] == ["first"]
+    assert heartbeats.last_heartbeat(2) is None
+    gone = HeartbeatFolder(tmp_path / "file", 0, 3)
     gone.folder.rmdir()
     gone.beat(1, "training")
-    gone.leave("no folder", 75)
-    assert gone.notes() == [] and gone.missing("x") == [0, 1, 2]
+    gone.report_exit("no folder", 75)
+    assert gone.exit_reports() == [] and gone.missing("x") == [0, 1, 2]
 
 
 def test_silence_counts_the_time_in_which_the_reader_itself_ran(tmp_path):
     now = [0.0]
-    boards = [Board(tmp_path, index, 3) for index in range(3)]
-    silence = Silence(boards[0], (1, 2), lambda: now[0])
+    folders = [HeartbeatFolder(tmp_path, index, 3) for index in range(3)]
+    silence = HeartbeatMonitor(folders[0], (1, 2), lambda: now[0])
 
     def later(seconds):
         now[0] += seconds
-        return silence.look()
+        return silence.silent_seconds()
 
-    boards[1].beat(1, "training")
-    boards[2].beat(1, "training")
+    folders[1].beat(1, "training")
+    folders[2].beat(1, "training")
     assert later(1) == {1: 0.0, 2: 0.0}
-    boards[1].beat(2, "training")
+    folders[1].beat(2, "training")
     assert later(3) == {1: 0.0, 2: 3.0}
     # The reader was stopped for an hour: it cannot know that the others were silent.
     assert later(3600) == {1: 2 * BEAT_SECONDS, 2: 3 + 2 * BEAT_SECONDS}
-    boards[2].beat(2, FINISHED)
+    folders[2].beat(2, FINISHED)
     assert list(later(1)) == [1]
 
 
@@ -133,8 +133,8 @@ def test_silence_counts_the_time_in_which_the_reader_itself_ran(tmp_path):
 
 def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(python, tmp_path):
     program = """
-    board = Board(sys.argv[1], 0, 3)
-    with Watchdog(0.8, sys.argv[1] + "/stacks.txt", board) as watchdog:
+    heartbeats = HeartbeatFolder(sys.argv[1], 0, 3)
+    with Watchdog(0.8, sys.argv[1] + "/stacks.txt", heartbeats) as watchdog:
         time.sleep(1.5)  # no step yet: compiling
         watchdog.beat(1)
         with watchdog.paused("validating"):
@@ -144,7 +144,7 @@ def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(p
             time.sleep(60)
         stuck_here()
     """
-    alive = Board(tmp_path, 1, 3)
+    alive = HeartbeatFolder(tmp_path, 1, 3)
     alive.beat(1, "training")
     process = python(program, tmp_path)
     for _ in range(60):
@@ -158,24 +158,27 @@ def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(p
     assert "No sign of life from process 2 (never seen; " in last
     assert f"Behind: process 1 ({alive.host}, pid {os.getpid()}) at step 1, reading" in last
     assert "stuck_here" in errors and "stuck_here" in (tmp_path / "stacks.txt").read_text()
-    assert alive.notes()[0].code == 75 and alive.notes()[0].stacks
+    assert alive.exit_reports()[0].code == 75 and alive.exit_reports()[0].stacks
 
 
 def test_a_process_ends_when_another_has_ended_or_fallen_silent(python, tmp_path):
     program = """
-    with Watchdog(0, sys.argv[1] + "/stacks.txt", Board(sys.argv[1], 1, 3), float(sys.argv[2])) as watchdog:
+    with Watchdog(0, sys.argv[1] + "/stacks.txt", HeartbeatFolder(sys.argv[1], 1, 3), float(sys.argv[2])) as watchdog:
         time.sleep(60)
     """
     noted, silent = tmp_path / "noted", tmp_path / "silent"
-    Board(noted, 2, 3).leave("it was killed.", 75)
-    (Board(silent, 0, 3)).beat(5, "training")
+    HeartbeatFolder(noted, 2, 3).report_exit("it was killed.", 75)
+    (HeartbeatFolder(silent, 0, 3)).beat(5, "training")
     first, second = python(program, noted, 90), python(program, silent, 3)
     code, _, last = ended(first)
     assert code == 75 and "process 1 of 3 ends: process 2 of 3" in last and "it was killed." in last
     code, _, last = ended(second)
-    assert code == 75 and f"process 0 ({Board(silent, 0, 3).host}, pid {os.getpid()}) gave no sign of life" in last
+    assert (
+        code == 75
+        and f"process 0 ({HeartbeatFolder(silent, 0, 3).host}, pid {os.getpid()}) gave no sign of life" in last
+    )
     # Word of the one that cannot speak any more, for those who do not watch it.
-    assert [note.process for note in Board(silent, 2, 3).notes()] == [0]
+    assert [report.process for report in HeartbeatFolder(silent, 2, 3).exit_reports()] == [0]
 
 
 def test_nothing_happens_to_a_process_that_gets_on(python, tmp_path):
@@ -212,18 +215,18 @@ def supervise(python, child: str, *arguments) -> subprocess.Popen:
     ],
 )
 def test_every_end_becomes_an_exit_code_and_a_word_to_the_others(python, tmp_path, child, code, message):
-    process = supervise(python, f"tell_supervisor(Board(sys.argv[1], 1, 2)); {child}", tmp_path)
+    process = supervise(python, f"tell_supervisor(HeartbeatFolder(sys.argv[1], 1, 2)); {child}", tmp_path)
     found = process.communicate(timeout=30)[1]
     assert process.returncode == code
-    (note,) = Board(tmp_path, 0, 2).notes()
-    assert (note.process, note.code) == (1, code)
+    (report,) = HeartbeatFolder(tmp_path, 0, 2).exit_reports()
+    assert (report.process, report.code) == (1, code)
     if message:
         assert message in found.splitlines()[-1]
 
 
 def test_an_abort_is_explained_by_the_last_words_of_another_process(python, tmp_path):
     child = """
-    tell_supervisor(Board(sys.argv[1], 1, 2))
+    tell_supervisor(HeartbeatFolder(sys.argv[1], 1, 2))
     print("up", file=sys.stderr, flush=True)
     time.sleep(1)
     os.abort()
@@ -231,7 +234,7 @@ def test_an_abort_is_explained_by_the_last_words_of_another_process(python, tmp_
     process = supervise(python, child, tmp_path)
     assert process.stderr.readline() == "up\n"
     time.sleep(2)
-    Board(tmp_path, 0, 2).leave("config.x is wrong.", 2)
+    HeartbeatFolder(tmp_path, 0, 2).report_exit("config.x is wrong.", 2)
     code, _, last = ended(process)
     assert code == 2 and "process 0 of 2" in last and "config.x is wrong." in last
 
@@ -254,9 +257,9 @@ def test_a_process_that_finds_nobody_says_so(python, monkeypatch):
 
 
 def test_a_process_that_does_not_react_does_not_outlive_the_others(python, tmp_path):
-    child = "tell_supervisor(Board(sys.argv[1], 1, 2)); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"
+    child = "tell_supervisor(HeartbeatFolder(sys.argv[1], 1, 2)); os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"
     process = supervise(python, child, tmp_path)
-    Board(tmp_path, 0, 2).leave("it was killed.", 75)
+    HeartbeatFolder(tmp_path, 0, 2).report_exit("it was killed.", 75)
     code, _, last = ended(process)
     assert code == 75 and "was killed, because it did not react" in last
 
