@@ -201,8 +201,8 @@ class LatentCache:
             plain = load(scan)
             return vary(plain, variant_rng(seed, scan.name, variant)) if variant else plain
 
-        number, shards = process_shard
-        own = range(number * batch_size // shards, (number + 1) * batch_size // shards)
+        process, processes = process_shard
+        own = range(process * batch_size // processes, (process + 1) * batch_size // processes)
         starts = range(0, len(items), batch_size)
         # The last item fills up the last batch.
         chosen = [items[min(start + row, len(items) - 1)] for start in starts for row in own]
