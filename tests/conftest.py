@@ -1,57 +1,19 @@
 """Fixtures shared by all tests."""
 
-import atexit
-import contextlib
 import fcntl
-import hashlib
-import importlib.metadata
 import os
 import shutil
 import signal
-import tempfile
 from pathlib import Path
 
+import compiled_programs
 import numpy as np
 import pytest
-
-COMPILED_BYTES = 2**31
-
-
-def _compiled_folder() -> Path:
-    """Where compiled programs live between runs: those of one release of jaxlib, for one kind of processor.
-
-    Folders of other releases go, and the files that were used longest ago above COMPILED_BYTES. Where nothing can be
-    kept it is a folder of this run alone.
-    """
-    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))]
-    processor = hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "brainldm-tests"
-    folder = cache / f"jaxlib-{importlib.metadata.version('jaxlib')}-{processor}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="brainldm_compiled_"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
-    for other in cache.iterdir():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):  # another run may be at it
-        files = sorted((path.stat().st_atime, path.stat().st_size, path) for path in folder.iterdir())
-        excess = sum(size for _, size, _ in files) - COMPILED_BYTES
-        for _, size, path in files:
-            if excess <= 0:
-                break
-            path.unlink()
-            excess -= size
-    return folder
-
 
 # Many tests, and the processes that they start, compile the same programs: each is compiled once. Set before jax comes,
 # and inherited by the workers of a run.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_compiled_folder())
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled_programs.folder())
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -4,30 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import UNOPTIMISED, apply, random_variables
 
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.runtime.errors import UserError
 
 SMALL = {"channels": (4, 8), "num_res_blocks": 1, "norm_num_groups": 2, "latent_channels": 2}
 
-# The programs are compiled without optimising them: they run once, on a few voxels.
-UNOPTIMISED = {"xla_backend_optimization_level": 0}
-
-
-def _random_variables(network, *inputs):
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
-
-
-def _apply(network, variables, *inputs, method=None):
-    function = lambda variables, *inputs: network.apply(variables, *inputs, method=method)  # noqa: E731
-    return jax.jit(function, compiler_options=UNOPTIMISED)(variables, *inputs)
-
 
 @pytest.fixture(scope="module")
 def variables():
-    return _random_variables(AutoencoderKL(**SMALL), jnp.zeros((1, 8, 8, 8, 1)))
+    return random_variables(AutoencoderKL(**SMALL), jnp.zeros((1, 8, 8, 8, 1)))
 
 
 def test_the_papers_autoencoder_has_its_number_of_parameters_and_its_latent_shape():
@@ -43,8 +30,8 @@ def test_the_papers_autoencoder_has_its_number_of_parameters_and_its_latent_shap
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_results_are_float32_and_agree_between_types(variables, dtype):
     x = jax.random.uniform(jax.random.key(1), (1, 8, 12, 8, 1))
-    exact = _apply(AutoencoderKL(**SMALL), variables, x)
-    found = _apply(AutoencoderKL(**SMALL, dtype=dtype), variables, x)
+    exact = apply(AutoencoderKL(**SMALL), variables, x)
+    found = apply(AutoencoderKL(**SMALL, dtype=dtype), variables, x)
     assert all(array.dtype == jnp.float32 for array in found)
     tolerance = 1e-6 if dtype == jnp.float32 else 5e-2
     for a, b in zip(exact, found, strict=True):
@@ -55,11 +42,11 @@ def test_a_key_adds_noise_of_the_latent_spread(variables):
     network = AutoencoderKL(**SMALL)
     x = jax.random.uniform(jax.random.key(1), (1, 8, 8, 8, 1))
     key = jax.random.key(5)
-    reconstruction, mu, sigma = _apply(network, variables, x, key)
+    reconstruction, mu, sigma = apply(network, variables, x, key)
     z = mu + sigma * jax.random.normal(key, mu.shape)
-    expected = _apply(network, variables, z, method="decode")
+    expected = apply(network, variables, z, method="decode")
     np.testing.assert_allclose(reconstruction, expected, rtol=1e-5, atol=1e-6)
-    assert np.abs(reconstruction - _apply(network, variables, x)[0]).max() > 1e-3
+    assert np.abs(reconstruction - apply(network, variables, x)[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("log_variance", "sigma"), [(100.0, np.exp(10.0)), (-100.0, np.exp(-15.0))])
@@ -71,7 +58,7 @@ def test_the_log_variance_is_clipped(variables, log_variance, sigma):
         "bias": jnp.full_like(head["bias"], log_variance),
     }
     x = jnp.zeros((1, 4, 4, 4, 1))
-    _, found = _apply(AutoencoderKL(**SMALL), {"params": params}, x, method="encode")
+    _, found = apply(AutoencoderKL(**SMALL), {"params": params}, x, method="encode")
     np.testing.assert_allclose(found, sigma, rtol=1e-5)
 
 
@@ -95,8 +82,8 @@ def test_sides_that_cannot_be_halved_are_refused(variables):
 def test_a_mirrored_network_takes_and_gives_volumes_from_left_to_right(variables):
     x = jax.random.uniform(jax.random.key(1), (1, 8, 12, 8, 1))
     plain, mirrored = AutoencoderKL(**SMALL), AutoencoderKL(**SMALL, mirrored=True)
-    reconstruction, mu, _ = _apply(plain, variables, x[:, ::-1])
-    turned, turned_mu, _ = _apply(mirrored, variables, x)
+    reconstruction, mu, _ = apply(plain, variables, x[:, ::-1])
+    turned, turned_mu, _ = apply(mirrored, variables, x)
     np.testing.assert_array_equal(turned_mu, mu)
     np.testing.assert_array_equal(turned, reconstruction[:, ::-1])
-    assert np.abs(turned - _apply(plain, variables, x)[0]).max() > 1e-3
+    assert np.abs(turned - apply(plain, variables, x)[0]).max() > 1e-3

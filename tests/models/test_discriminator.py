@@ -3,8 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_networks import UNOPTIMISED
 
 from brainldm.models.discriminator import PatchDiscriminator
+
+
+def initial(network, x):
+    """New variables, as a program that is not optimised: it runs once."""
+    return jax.jit(network.init, static_argnums=2, compiler_options=UNOPTIMISED)(jax.random.key(0), x, False)
 
 
 def test_the_discriminator_has_its_number_of_parameters():
@@ -20,8 +26,10 @@ def test_the_discriminator_has_its_number_of_parameters():
 def test_training_normalises_with_the_batch_and_moves_the_running_statistics():
     network = PatchDiscriminator(channels=4, num_layers=1)
     x = jax.random.uniform(jax.random.key(1), (2, 16, 16, 16, 1))
-    variables = jax.jit(network.init, static_argnums=2)(jax.random.key(0), x, False)
-    outputs, changed = jax.jit(lambda v, x: network.apply(v, x, True, mutable=["batch_stats"]))(variables, x)
+    variables = initial(network, x)
+    outputs, changed = jax.jit(
+        lambda v, x: network.apply(v, x, True, mutable=["batch_stats"]), compiler_options=UNOPTIMISED
+    )(variables, x)
     assert outputs[-1].dtype == jnp.float32
     before, after = variables["batch_stats"]["layers_0"]["norm"], changed["batch_stats"]["layers_0"]["norm"]
     # Torch's momentum of 0.1: nine tenths of the old value (mean 0, variance 1) remain.
@@ -41,7 +49,7 @@ def test_training_normalises_with_the_batch_and_moves_the_running_statistics():
 def test_initial_values():
     x = jnp.zeros((1, 32, 32, 32, 1))
     network = PatchDiscriminator(channels=8, num_layers=2)
-    params = jax.jit(network.init, static_argnums=2)(jax.random.key(0), x, False)["params"]
+    params = initial(network, x)["params"]
     kernel = np.asarray(params["layers_1"]["conv"]["kernel"])
     assert abs(kernel.std() - 0.02) < 5e-4 and abs(kernel.mean()) < 5e-4
     assert 0.005 < np.asarray(params["layers_1"]["norm"]["scale"]).std() < 0.04

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from small_networks import UNOPTIMISED, apply, random_variables
 
 from brainldm.models.unet import DiffusionUNet
 from brainldm.runtime.errors import UserError
@@ -23,25 +24,11 @@ T = jnp.array([3, 700])
 CONDITION = jnp.array([[0.0, 0.2, 0.4, 0.6], [1.0, 0.8, 0.6, 0.4]])
 WAYS = ("concat", "cross_attention", "adaptive_norm")
 
-# The programs are compiled without optimising them: they run once, on a few voxels.
-UNOPTIMISED = {"xla_backend_optimization_level": 0}
-
-
-def _random_variables(network, *inputs):
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
-
-
-def _apply(network, variables, *inputs, method=None):
-    function = lambda variables, *inputs: network.apply(variables, *inputs, method=method)  # noqa: E731
-    return jax.jit(function, compiler_options=UNOPTIMISED)(variables, *inputs)
-
 
 def _network(**kwargs):
     """A small network with random numbers in place of every zero kernel, so that all paths are open."""
     network = DiffusionUNet(**SMALL, **kwargs)
-    return network, _random_variables(network, X, T, CONDITION)
+    return network, random_variables(network, X, T, CONDITION)
 
 
 def test_the_papers_unet_has_its_number_of_parameters():
@@ -57,14 +44,14 @@ def test_the_papers_unet_has_its_number_of_parameters():
 def test_a_new_network_predicts_zero():
     network = DiffusionUNet(**SMALL, adaptive_norm=True)
     variables = jax.jit(network.init, compiler_options=UNOPTIMISED)(jax.random.key(0), X, T, CONDITION)
-    assert not np.any(_apply(network, variables, X, T, CONDITION))
+    assert not np.any(apply(network, variables, X, T, CONDITION))
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_of_conditioning_alone_reaches_the_output(way):
     network, variables = _network(**{name: name == way for name in WAYS})
-    first = _apply(network, variables, X, T, CONDITION)
-    second = _apply(network, variables, X, T, CONDITION.at[0, 1].add(0.5))
+    first = apply(network, variables, X, T, CONDITION)
+    second = apply(network, variables, X, T, CONDITION.at[0, 1].add(0.5))
     assert np.abs(first - second)[0].max() > 1e-5
     np.testing.assert_array_equal(first[1], second[1])
 
@@ -73,7 +60,7 @@ def test_without_conditioning_none_is_needed_and_attn2_is_left_out():
     network, variables = _network(**dict.fromkeys(WAYS, False))
     names = {name for path in flatten_dict(variables["params"]) for name in path}
     assert "attn1" in names and not names & {"attn2", "condition_proj"}
-    assert _apply(network, variables, X, T, None).shape == X.shape
+    assert apply(network, variables, X, T, None).shape == X.shape
 
 
 def test_queries_and_keys_of_one_token_do_not_matter():
@@ -99,16 +86,16 @@ def test_the_network_gives_its_null_conditions(null):
 
 def test_bfloat16_is_close_and_returns_float32():
     network, variables = _network(adaptive_norm=True)
-    exact = _apply(network, variables, X, T, CONDITION)
-    found = _apply(network.clone(dtype=jnp.bfloat16), variables, X, T, CONDITION)
+    exact = apply(network, variables, X, T, CONDITION)
+    found = apply(network.clone(dtype=jnp.bfloat16), variables, X, T, CONDITION)
     assert found.dtype == jnp.float32
     assert np.linalg.norm(found - exact) < 5e-2 * np.linalg.norm(exact)
 
 
 def test_remat_changes_neither_parameters_nor_result():
     network, variables = _network()
-    found = _apply(network.clone(remat=True), variables, X, T, CONDITION)
-    np.testing.assert_allclose(found, _apply(network, variables, X, T, CONDITION), rtol=1e-5, atol=1e-6)
+    found = apply(network.clone(remat=True), variables, X, T, CONDITION)
+    np.testing.assert_allclose(found, apply(network, variables, X, T, CONDITION), rtol=1e-5, atol=1e-6)
 
 
 def test_mistakes_are_named():
