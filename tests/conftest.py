@@ -71,36 +71,47 @@ SLOW_FIXTURES = {"demo_run", "start"}
 """Session fixtures that take long themselves, or start processes that do."""
 
 
+TOGETHER = ("tests/parallel/test_distributed_", "tests/parallel/test_exit_reports.py")
+"""Beginnings of files that one worker runs one after the other: groups of processes, which wait for each other."""
+
+
+def _group(node_id: str) -> str:
+    """What one worker runs as a whole: a file, or all files of TOGETHER."""
+    return "together" if node_id.startswith(TOGETHER) else node_id.partition("::")[0]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks what is slow by its fixtures, and brings tests into the order in which two workers finish soonest.
+    """Marks what is slow by its fixtures, and brings files into the order in which two workers finish soonest.
 
-    A worker takes a file at a time, or several that say that they are one group. First comes one file that needs the
-    demo's run, so that one worker makes it while the other goes on with the rest; then named groups, then files with
-    slow tests, then the others, and at the end what else needs the demo's run.
+    First comes one that needs the demo's run, so that one worker makes it while the other goes on with the rest; then
+    the processes, files with slow tests, the others, and at the end what else needs the demo's run.
     """
     groups: dict[str, list[pytest.Item]] = {}
-    named = set()
     for item in items:
         if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
-        group = item.get_closest_marker("xdist_group")
-        if group is None:
-            name = item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(name))
-        else:
-            name = group.kwargs.get("name") or group.args[0]
-            named.add(name)
-        groups.setdefault(name, []).append(item)
+        groups.setdefault(_group(item.nodeid), []).append(item)
 
     def rank(name: str) -> int:
         if any("demo_run" in item.fixturenames for item in groups[name]):
             return 3
-        if name in named:
+        if name == "together":
             return 0
         return 1 if any(item.get_closest_marker("slow") for item in groups[name]) else 2
 
     order = sorted(groups, key=rank)
-    with_demo = [name for name in order if rank(name) == 3]
-    order = with_demo[:1] + [name for name in order if name not in with_demo[:1]]
-    items[:] = [item for name in order for item in groups[name]]
+    first = [name for name in order if rank(name) == 3][:1]
+    items[:] = [item for name in (*first, *(name for name in order if name not in first)) for item in groups[name]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Groups in the order of the tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Scheduling(config, log)

@@ -108,7 +108,9 @@ def _demo(out: Path, size: Size) -> dict[str, Any]:
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
-    parser = add_command("demo", run, "everything end to end, offline, on made brains", "brainldm demo ./demo")
+    parser = add_command(
+        "demo", run, "everything end to end, offline, on the embedded population", "brainldm demo ./demo"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to check an installation")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -129,6 +129,9 @@ def make_chain(schedule: Schedule, num_steps: int, spacing: str = "leading") -> 
         wanted = -KARRAS_RHO * np.log(root_max + fraction * (root_min - root_max))
     else:
         wanted = log_snr[-1] + fraction * (log_snr[0] - log_snr[-1])
+    wanted[0] = log_snr[-1]  # the ends exactly, whatever powers and roots round to
+    if num_steps > 1:
+        wanted[-1] = log_snr[0]
     return chain_at_log_snr(schedule, wanted)
 
 

@@ -119,7 +119,8 @@ def test_a_chain_descends_to_the_clean_latent(kind, spacing, num_steps):
     chain = make_chain(make_schedule(kind), num_steps, spacing)
     assert (chain.t.shape, chain.a.shape, chain.b.shape) == ((num_steps,), (num_steps + 1,), (num_steps + 1,))
     assert {x.dtype for x in chain} == {np.dtype(np.float32)}
-    assert np.all(np.diff(chain.t) < 0) and np.all(np.diff(chain.a) > 0) and np.all(np.diff(chain.b) < 0)
+    assert np.all(np.diff(chain.t) < 0) and np.all(np.diff(chain.a) > 0)
+    assert np.all(np.diff(chain.b) <= 0)  # near b = 1 float32 does not tell neighbours apart; a does
     assert chain.a[-1] == 1 and chain.b[-1] == 0
     np.testing.assert_allclose(chain.a.astype(np.float64) + chain.b, 1.0, atol=1e-7)
     if spacing != "leading":

@@ -12,7 +12,7 @@ from process_group import FAKE, ProcessGroup
 
 from brainldm.training.metrics import read_metrics
 
-pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]  # they wait for each other: one at a time
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 from brainldm.training.config import diffusion_config

@@ -11,7 +11,7 @@ from process_group import ProcessGroup, make_dataset
 from brainldm.training.metrics import read_metrics
 
 # a minute or two where nothing else runs
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("processes"), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
 
 TOLERANCE = 1e-5  # relative: sums are taken in another order
 

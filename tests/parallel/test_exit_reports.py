@@ -15,7 +15,7 @@ from brainldm.parallel.launch import Launch, launch_of
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, HeartbeatFolder, HeartbeatMonitor
 
-pytestmark = [pytest.mark.xdist_group("processes"), pytest.mark.slow]  # they wait for each other: one at a time
+pytestmark = pytest.mark.slow
 
 HEADER = """
 import os, signal, sys, time
