@@ -63,9 +63,7 @@ def _list_of(rule: Rule, at_least: int = 0) -> Rule:
     count = f" of at least {at_least}" if at_least else ""
     return Rule(
         f"a tuple{count}, each {rule.wanted}",
-        lambda v: (
-            isinstance(v, Sequence) and not isinstance(v, str) and len(v) >= at_least and all(map(rule.allows, v))
-        ),
+        lambda v: _is_list(v) and len(v) >= at_least and all(map(rule.allows, v)),
     )
 
 
