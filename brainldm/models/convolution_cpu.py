@@ -16,6 +16,11 @@ from brainldm.models import winograd
 from brainldm.models.convolution_table import quickest
 from brainldm.models.winograd import Padding
 
+FEW = 2**22
+"""Multiplications below which a convolution takes no time, and only the compilation would be longer: XLA's direct one
+is taken in place of `convolve`.
+"""
+
 _LARGE = 2**26  # numbers: 256 MiB of float32
 _BLOCK = 2**21  # numbers that a large processor's cache holds
 

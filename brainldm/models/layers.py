@@ -24,10 +24,6 @@ CONV_ROUTES = ("planes_on_cpu", "direct")
 torch_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-# Multiplications below which a convolution takes no time on a CPU and only the compilation would be longer.
-_FEW = 2**22
-
-
 def _direct(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple) -> jax.Array:
     numbers = ("NDHWC", "DHWIO", "NDHWC")
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
@@ -76,7 +72,7 @@ def conv3d(
 
     depth = (x.shape[1] + sum(padding[0]) - kernel.shape[0]) // strides[0] + 1
     multiplications = x.shape[0] * depth * prod(x.shape[2:4]) // prod(strides[1:]) * kernel.size
-    if multiplications < _FEW or route == "direct":
+    if multiplications < convolution_cpu.FEW or route == "direct":
         return direct(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=direct)
 

@@ -38,8 +38,9 @@ def upsample_conv3d(x: jax.Array, kernel: jax.Array, route: str = "planes_on_cpu
     kernel = _summed_over_repeats(kernel).astype(x.dtype)
     if route == "direct":
         return _in_phases(x, kernel)
+    small = x.size * kernel.size // x.shape[-1] < convolution_cpu.FEW
     return lax.platform_dependent(
-        x, kernel, cpu=_on_cpu, cuda=_as_backward_input, rocm=_as_backward_input, default=_spread
+        x, kernel, cpu=_spread if small else _on_cpu, cuda=_as_backward_input, rocm=_as_backward_input, default=_spread
     )
 
 
