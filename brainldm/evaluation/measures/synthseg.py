@@ -15,11 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from brainldm.evaluation.measures.backend import BRAIN, ICV, VENTRICLES, Backend, Measured, column_of, nothing
+from brainldm.evaluation.measures.backend import (
+    BRAIN,
+    ICV,
+    TISSUE,
+    TOTALS,
+    VENTRICLES,
+    Backend,
+    Image,
+    Measured,
+    column_of,
+    normalised,
+)
 from brainldm.models.features.synthseg import SynthSegUNet, load_synthseg
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256
-from brainldm.volumes.grids import Grid
 from brainldm.weights.keras_file import read_keras_h5
 from brainldm.weights.torch_file import read_torch_state_dict
 
@@ -65,6 +75,7 @@ _KEPT = 0.25
 _SIDES, _LEAST_SIDE = 32, 128
 _PERCENTILES = (0.5, 99.5)
 _NEAR_1MM = 0.05
+_LEAST_ML = 100
 
 
 def resample_to_1mm(data: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +190,7 @@ class SynthSeg(Backend):
 
     def __init__(self, path: str | Path):
         path = Path(path)
-        read = read_keras_h5 if path.suffix.lower() in (".h5", ".hdf5", ".keras") else read_torch_state_dict
+        read = read_keras_h5 if path.suffix.lower() in (".h5", ".hdf5") else read_torch_state_dict
         self._network, self._variables = load_synthseg(read(path))
         count = self._network.num_labels
         if count not in (len(LABELS_1), len(LABELS_2)):
@@ -192,25 +203,25 @@ class SynthSeg(Backend):
         self.structures = {label: NAMES[label] for label in self._labels if label}
         self.columns = {
             VENTRICLES: "lateral and inferior lateral ventricles, left and right",
-            BRAIN: "brain tissue, as imaged (not normalised for head size)",
-            ICV: "total intracranial volume",
+            **TOTALS,
+            ICV: "total intracranial volume as imaged",
             **{column_of(name): name for name in self.structures.values()},
         }
 
-    def __call__(self, image: np.ndarray, grid: Grid, labels: bool = False) -> Measured:
-        fine, spacing = resample_to_1mm(image, grid.spacing_mm)
+    def __call__(self, image: Image, labels: bool = False) -> Measured:
+        fine, spacing = resample_to_1mm(image.data, image.grid.spacing_mm)
         padded, place = pad_for_network(rescale(fine))
         if not padded.any():
-            return nothing(self, image, labels, "every voxel has about the same value")
+            return self.nothing(image, labels, "no brain found: nearly every voxel has the same value")
         posteriors = clean(self._posteriors(padded), self._labels, place)
         found = volumes_of(posteriors, self._labels, float(np.prod(spacing)))
-        if not sum(found.values()):
-            return nothing(self, image, labels, "no brain found")
+        if sum(found.values()) < _LEAST_ML:
+            return self.nothing(image, labels, f"no brain found: {sum(found.values()):.0f} mL of it")
         segmented = None
         if labels:
             chosen = np.asarray(self._labels, np.int16)[posteriors.argmax(axis=-1)]
-            segmented = labels_on_grid(chosen, image.shape, grid.spacing_mm)
-        return Measured(self._columns(found), segmented)
+            segmented = labels_on_grid(chosen, image.data.shape, image.grid.spacing_mm)
+        return Measured(self._volumes(found, image.scale), segmented)
 
     def _posteriors(self, image: np.ndarray) -> np.ndarray:
         """Mean over the image and its mirror image (left and right exchanged)."""
@@ -220,10 +231,12 @@ class SynthSeg(Backend):
         straight *= 0.5
         return straight
 
-    def _columns(self, found: Mapping[int, float]) -> dict[str, float]:
+    def _volumes(self, found: Mapping[int, float], scale: float | None) -> dict[str, float]:
+        tissue = sum(volume for label, volume in found.items() if label not in _WITHOUT_TISSUE)
         return {
             VENTRICLES: sum(found[label] for label in VENTRICLE_LABELS),
-            BRAIN: sum(volume for label, volume in found.items() if label not in _WITHOUT_TISSUE),
+            BRAIN: normalised(tissue, scale),
+            TISSUE: tissue,
             ICV: sum(found.values()) if CSF in found else float("nan"),
             **{column_of(NAMES[label]): volume for label, volume in found.items()},
         }
