@@ -150,6 +150,7 @@ def figures(date):
     of = {"median_s": 2.0, "min_s": 1.0, "max_s": 3.0, "first_call_s": 9.0, "peak_bytes": 2**30, "flops": 1e12}
     of |= {"bytes": None, "share_of_ceiling": 0.5}
     row = {"case": "unet", "shape": "1x2", "steps": None, "guidance": 1.0, "note": "", "relative_l2": 1e-6}
+    row["ceiling_flops_per_second"] = 1e12
     row["libraries"] = {"pytorch": of, "brainldm": {**of, "median_s": 1.0}}
     return {"run": {**run, "versions": {"jax": "1"}}, "rows": [row]}
 
@@ -161,7 +162,7 @@ def test_rows_are_appended_under_one_heading_for_one_run(tmp_path):
     assert [line.split(",")[0] for line in headings] == ["## 2026-01-01", "## 2026-01-02", "## 2026-01-01"]
     rows = [line for line in path.read_text().splitlines() if line.startswith("| unet")]
     assert len(rows) == 4
-    assert rows[0] == "| unet | 1x2 | PyTorch | 2 | 1 to 3 | 2.00 | 9 | 1.00 | 1 |  | 50% | 1e-06 |"
+    assert rows[0] == "| unet | 1x2 | PyTorch | 2 | 1 to 3 | 2.00 | 9 | 1.00 | 1 |  | 50% of 1 | 1e-06 |"
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
