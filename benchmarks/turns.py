@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -45,7 +46,8 @@ class Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):  # of a process that ended with words unread
+            self._process.stdin.close()
         self._process.kill()
         self._process.wait()
 

@@ -83,6 +83,14 @@ def test_without_the_other_library_it_says_what_to_install(monkeypatch, capsys):
     assert "torch, monai, einops" in error and "brainldm[compare]" in error and "--only ours" in error
 
 
+def test_figures_that_cannot_be_written_are_printed_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "measure", lambda options: figures("2026-01-01"))
+    (tmp_path / "file").touch()
+    assert compare.main(["--json", str(tmp_path / "file" / "figures.json")]) == 2
+    printed, error = capsys.readouterr()
+    assert "1 to 3" in printed and "Give another path" in error
+
+
 def test_a_process_that_ends_is_no_riddle(tmp_path):
     with turns.Worker("brainldm", "cpu", "small", 1, tmp_path) as worker:
         worker._process.kill()
