@@ -21,7 +21,7 @@ HEAD = (
     "peak GiB",
     "TFLOP",
     "GB",
-    "of ceiling",
+    "of ceiling, TFLOP/s",
     "rel. L2",
 )
 
@@ -43,6 +43,7 @@ def lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
     work += f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
     work += f", {row['note']}" if row["note"] else ""
     difference = "" if row["relative_l2"] is None else f"{row['relative_l2']:.0e}"
+    ceiling = f" of {row['ceiling_flops_per_second'] / 1e12:.3g}"
     ours = row["libraries"].get("brainldm")
     return [
         (
@@ -56,7 +57,7 @@ def lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{of['peak_bytes'] / 2**30:.2f}",
             _number(of["flops"], 1e12),
             _number(of["bytes"], 1e9),
-            f"{of['share_of_ceiling']:.0%}",
+            f"{of['share_of_ceiling']:.0%}{ceiling if number == 0 else ''}",
             difference if number == 0 else "",
         )
         for number, (name, of) in enumerate(row["libraries"].items())

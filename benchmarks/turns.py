@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -45,7 +46,8 @@ class Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):  # of a process that ended with words unread
+            self._process.stdin.close()
         self._process.kill()
         self._process.wait()
 
@@ -73,10 +75,12 @@ class Worker:
 def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> dict[str, Any]:
     """Run a case through all workers in turns, once their results agree.
 
-    Returns {"case", "shape", "batch", "dtype", "note", "relative_l2" (None with one library), "libraries": {name:
-    figures}}. Raises BrainldmError when results differ.
+    Returns {"case", "shape", "steps", "guidance", "dtype", "note", "load_average" (of the machine, before),
+    "ceiling_flops_per_second", "relative_l2" (None with one library), "libraries": {name: figures}}. Raises
+    BrainldmError when results differ.
     """
     found: dict[str, dict[str, Any]] = {worker.library: {"times": []} for worker in workers}
+    load = os.getloadavg()[0]
     for worker in workers:
         found[worker.library].update(ceiling=worker.ask("ceiling")["flops_per_second"])
     monai = [worker for worker in workers if worker.library != "brainldm"]
@@ -107,6 +111,7 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
         "guidance": case.guidance,
         "dtype": case.dtype,
         "note": case.note,
+        "load_average": load,
         "ceiling_flops_per_second": ceiling,
         "relative_l2": difference,
         "libraries": {name: _figures(figures, ceiling) for name, figures in found.items()},

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def _forget_peak() -> bool:
 
 def main(name: str, device: str, size: str, threads: str, folder: str) -> None:
     """Answer requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever a library prints goes to standard error
 

@@ -83,6 +83,14 @@ def test_without_the_other_library_it_says_what_to_install(monkeypatch, capsys):
     assert "torch, monai, einops" in error and "brainldm[compare]" in error and "--only ours" in error
 
 
+def test_figures_that_cannot_be_written_are_printed_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "measure", lambda options: figures("2026-01-01"))
+    (tmp_path / "file").touch()
+    assert compare.main(["--json", str(tmp_path / "file" / "figures.json")]) == 2
+    printed, error = capsys.readouterr()
+    assert "1 to 3" in printed and "Give another path" in error
+
+
 def test_a_process_that_ends_is_no_riddle(tmp_path):
     with turns.Worker("brainldm", "cpu", "small", 1, tmp_path) as worker:
         worker._process.kill()
@@ -150,6 +158,7 @@ def figures(date):
     of = {"median_s": 2.0, "min_s": 1.0, "max_s": 3.0, "first_call_s": 9.0, "peak_bytes": 2**30, "flops": 1e12}
     of |= {"bytes": None, "share_of_ceiling": 0.5}
     row = {"case": "unet", "shape": "1x2", "steps": None, "guidance": 1.0, "note": "", "relative_l2": 1e-6}
+    row["ceiling_flops_per_second"] = 1e12
     row["libraries"] = {"pytorch": of, "brainldm": {**of, "median_s": 1.0}}
     return {"run": {**run, "versions": {"jax": "1"}}, "rows": [row]}
 
@@ -161,7 +170,7 @@ def test_rows_are_appended_under_one_heading_for_one_run(tmp_path):
     assert [line.split(",")[0] for line in headings] == ["## 2026-01-01", "## 2026-01-02", "## 2026-01-01"]
     rows = [line for line in path.read_text().splitlines() if line.startswith("| unet")]
     assert len(rows) == 4
-    assert rows[0] == "| unet | 1x2 | PyTorch | 2 | 1 to 3 | 2.00 | 9 | 1.00 | 1 |  | 50% | 1e-06 |"
+    assert rows[0] == "| unet | 1x2 | PyTorch | 2 | 1 to 3 | 2.00 | 9 | 1.00 | 1 |  | 50% of 1 | 1e-06 |"
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
