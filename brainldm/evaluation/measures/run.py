@@ -21,7 +21,7 @@ from brainldm.evaluation.measures.backend import Backend, Image, Measured
 from brainldm.evaluation.measures.head_size import recorded_skull, registration_scale
 from brainldm.evaluation.measures.tables import write_structures, write_tables
 from brainldm.preparation.registration import find_skull
-from brainldm.runtime.errors import Stopped, UserError
+from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import require_new_folder, write_atomically
 from brainldm.runtime.lock import LOCK, locked
 from brainldm.runtime.signals import PreemptionHandler
@@ -186,6 +186,10 @@ def _found(context: _Context, scan: Scan) -> Measured:
         return backend(Image(data, grid, context.people, registration_scale(scan.path)), context.labels)
     except UserError as error:
         return _not_measured(backend, " ".join(str(error).split()))
+    except (BrainldmError, MemoryError, OSError):
+        raise
+    except Exception as error:  # one odd image must not end the run
+        return _not_measured(backend, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _shows_a_skull(context: _Context, scan: Scan, volume: Volume) -> bool:
@@ -201,13 +205,16 @@ def _not_measured(backend: Backend, reason: str) -> Measured:
 
 def _state(context: _Context, scan: Scan) -> Record:
     """What decides the volumes of an image: where it differs, the image is measured again."""
-    status = scan.path.stat()
+    try:
+        status = scan.path.stat()
+        identity = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    except OSError:  # the reader has the words for it
+        identity = {}
     return {
         "backend": context.backend.name,
         "weights_sha256": context.backend.sha256,
         "version": brainldm.__version__,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
+        **identity,
         "people": context.people,
         "scale": registration_scale(scan.path),
     }
