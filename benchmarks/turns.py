@@ -81,8 +81,7 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
     """
     found: dict[str, dict[str, Any]] = {worker.library: {"times": [], "processor": []} for worker in workers}
     load = os.getloadavg()[0]
-    for worker in workers:
-        found[worker.library].update(ceiling=worker.ask("ceiling")["flops_per_second"])
+    ceilings = [worker.ask("ceiling")["flops_per_second"] for worker in workers]
     monai = [worker for worker in workers if worker.library != "brainldm"]
     if monai:
         monai[0].ask("weights", case=index)
@@ -104,7 +103,7 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
             figures["times"] += turn["seconds"]
             figures["processor"].append(turn["processor"])
             figures["peak"] = max(figures["peak"], turn["peak_bytes"])
-    ceiling = max(figures.pop("ceiling") for figures in found.values())
+    ceiling = max(ceilings + [worker.ask("ceiling")["flops_per_second"] for worker in workers])
     return {
         "case": case.work,
         "shape": format_shape(case.shape),
