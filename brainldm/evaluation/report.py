@@ -16,7 +16,8 @@ import brainldm
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
 from brainldm.evaluation.metrics.conditioning import agreement_stats
-from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
+from brainldm.evaluation.metrics.pairs import pairwise_ms_ssim
+from brainldm.evaluation.metrics.ssim import ms_ssim, scales_for
 from brainldm.evaluation.page import render
 from brainldm.runtime.files import write_atomically, write_json
 from brainldm.runtime.format import format_interval, format_number
