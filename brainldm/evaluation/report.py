@@ -16,6 +16,7 @@ import brainldm
 from brainldm.evaluation.comparisons import feature_distances, morphometry, sharpness, variety
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.feature_networks import feature_network
+from brainldm.evaluation.measures.head_size import registration_scale
 from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
 from brainldm.evaluation.metrics.conditioning import agreement_stats
 from brainldm.evaluation.metrics.ssim import ms_ssim, scales_for
@@ -71,8 +72,8 @@ def evaluate(
         pairs = sum(min(len(scans) * (len(scans) - 1) // 2, max_pairs) for scans in (made, people))
         steps = _Steps(2 * (len(made) + len(people)) + 3 * pairs, progress)
         measured = {
-            "synthetic": _measure_all(made, steps, "generated"),
-            "real": _measure_all(people, steps, "real"),
+            "synthetic": _measure_all(made, steps, "generated", not is_stand_in(synthetic)),
+            "real": _measure_all(people, steps, "real", not is_stand_in(real)),
         }
         scans = {"synthetic": made, "real": people}
         similar = {
@@ -110,7 +111,7 @@ def evaluate(
                 tuple(_column(measured[which], "icv_ml") for which in scans),
             ),
             "reconstruction": _reconstruction_figures(reconstructions),
-            "sweep": _sweep_figures(sweep, grid),
+            "sweep": _sweep_figures(sweep, grid, not is_stand_in(synthetic)),
         }
         figures = _plain(figures)
         write_atomically(out / "measurements.tsv", _table(scans, measured).encode())
@@ -211,6 +212,11 @@ def _measure_all(scans: Scans, steps: _Steps, what: str) -> list[Measurement]:
     for volume in scans:
         found.append(measure(volume, scans.grid))
         count(1)
+def _measure_all(scans: Scans, steps: _Steps, what: str, people: bool) -> list[Measurement]:
+    found = []
+    for record, volume in zip(scans.records, scans, strict=True):
+        found.append(measure(volume, scans.grid, people, registration_scale(record.path)))
+        steps.one(f"measuring {what} brains")
     return found
 
 
@@ -238,11 +244,11 @@ def _reconstruction_figures(pairs: Sequence[tuple[np.ndarray, np.ndarray]] | Non
     }
 
 
-def _sweep_figures(sweep, grid: Grid) -> dict[str, Any] | None:
+def _sweep_figures(sweep, grid: Grid, people: bool) -> dict[str, Any] | None:
     if sweep is None:
         return None
     name, values, volumes = sweep
-    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid) for v in volumes]
+    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid, people) for v in volumes]
     return {
         "name": name,
         "values": list(values),

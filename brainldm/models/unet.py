@@ -19,6 +19,7 @@ from brainldm.models.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+from brainldm.models.remat import remat_at
 from brainldm.runtime.errors import UserError
 
 _zeros = nn.initializers.zeros_init()
@@ -178,7 +179,8 @@ class DiffusionUNet(nn.Module):
             conditions, or "learned" for a parameter `null_condition` `[condition_dim]`, which starts at -1.
         dtype: type of the computation. Parameters, statistics of norms, attention scores, the first and last
             convolution and the result are float32.
-        remat: recompute blocks in the backward pass in place of keeping their insides.
+        remat: recompute blocks in the backward pass in place of keeping their insides: True, or the levels at which
+            (0 has the full resolution; the middle belongs to the last one).
         conv_route: how convolutions are computed, see `layers.conv3d`.
     """
 
@@ -198,7 +200,7 @@ class DiffusionUNet(nn.Module):
     adaptive_norm: bool = False
     null_condition: str | float = -1.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: bool | Sequence[int] = False
     conv_route: str = "planes_on_cpu"
 
     @nn.compact
@@ -270,13 +272,13 @@ class DiffusionUNet(nn.Module):
             up=up,
             resample=level > 0 if up else level < len(self.channels) - 1,
             resblock_updown=self.resblock_updown,
-            remat=self.remat,
+            remat=remat_at(level, self.remat),
             name=name,
             **common,
         )
 
     def _middle(self, **common) -> MiddleBlock:
-        block = nn.remat(MiddleBlock) if self.remat else MiddleBlock
+        block = nn.remat(MiddleBlock) if remat_at(len(self.channels) - 1, self.remat) else MiddleBlock
         return block(self._heads(len(self.channels) - 1), name="middle_block", **common)
 
     def _heads(self, level: int) -> int:
