@@ -207,16 +207,11 @@ class _Steps:
         return count
 
 
-def _measure_all(scans: Scans, steps: _Steps, what: str) -> list[Measurement]:
-    found, count = [], steps.of(f"measuring {what} brains")
-    for volume in scans:
-        found.append(measure(volume, scans.grid))
-        count(1)
 def _measure_all(scans: Scans, steps: _Steps, what: str, people: bool) -> list[Measurement]:
-    found = []
+    found, count = [], steps.of(f"measuring {what} brains")
     for record, volume in zip(scans.records, scans, strict=True):
         found.append(measure(volume, scans.grid, people, registration_scale(record.path)))
-        steps.one(f"measuring {what} brains")
+        count(1)
     return found
 
 
