@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.models.layers import Conv, GroupNorm, upsample_nearest
+from brainldm.models.layers import Conv, GroupNorm
+from brainldm.models.remat import remat_at
 from brainldm.runtime.errors import UserError
 
 
@@ -56,8 +57,8 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = Conv(x.shape[-1], dtype=self.dtype, conv_route=self.conv_route, name="postconv")
-        return conv(upsample_nearest(x))
+        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
+        return Conv(x.shape[-1], upsample=True, **conv, name="postconv")(x)
 
 
 class Encoder(nn.Module):
@@ -70,16 +71,16 @@ class Encoder(nn.Module):
     norm_eps: float
     dtype: jnp.dtype
     conv_route: str
-    remat: bool
+    remat: bool | Sequence[int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         # One channel costs nothing in float32, and in bfloat16 a GPU may have no kernel for it.
         x = Conv(self.channels[0], conv_route=self.conv_route, name="blocks_0")(x).astype(self.dtype)
         index = 1
         for level, width in enumerate(self.channels):
+            residual = nn.remat(ResidualBlock) if remat_at(level, self.remat) else ResidualBlock
             for _ in range(self.num_res_blocks):
                 x = residual(width, *block, name=f"blocks_{index}")(x)
                 index += 1
@@ -100,16 +101,17 @@ class Decoder(nn.Module):
     norm_eps: float
     dtype: jnp.dtype
     conv_route: str
-    remat: bool
+    remat: bool | Sequence[int]
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        residual = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         widths = tuple(reversed(self.channels))
         x = Conv(widths[0], conv_route=self.conv_route, name="blocks_0")(z).astype(self.dtype)
         index = 1
         for level, width in enumerate(widths):
+            recomputed = remat_at(len(widths) - 1 - level, self.remat)
+            residual = nn.remat(ResidualBlock) if recomputed else ResidualBlock
             for _ in range(self.num_res_blocks):
                 x = residual(width, *block, name=f"blocks_{index}")(x)
                 index += 1
@@ -131,7 +133,8 @@ class AutoencoderKL(nn.Module):
         channels: width of each level; every level but the last halves the sides.
         dtype: type of the computation (float32 or bfloat16). Parameters and the statistics of the norms are
             float32, and so are the first and last convolution, `mu`, `sigma` and the decoded image.
-        remat: recompute the residual blocks in the backward pass in place of keeping their insides.
+        remat: recompute the residual blocks in the backward pass in place of keeping their insides: True, or the
+            levels at which (0 has the full resolution).
         mirrored: the network was trained on volumes whose first axis runs from right to left; those given and
             returned run from left to right all the same. Latents keep the direction that the network knows.
         conv_route: how convolutions are computed, see `layers.conv3d`.
@@ -145,7 +148,7 @@ class AutoencoderKL(nn.Module):
     norm_num_groups: int = 32
     norm_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: bool | Sequence[int] = False
     mirrored: bool = False
     conv_route: str = "planes_on_cpu"
 

@@ -20,6 +20,7 @@ from brainldm.models.layers import (
     timestep_embedding,
     upsample_nearest,
 )
+from brainldm.models.remat import remat_at
 from brainldm.runtime.errors import UserError
 
 _zeros = nn.initializers.zeros_init()
@@ -225,7 +226,8 @@ class DiffusionUNet(nn.Module):
             conditions, or "learned" for a parameter `null_condition` `[condition_dim]`, which starts at -1.
         dtype: type of the computation. Parameters, statistics of norms, attention scores, the first and last
             convolution and the result are float32.
-        remat: recompute blocks in the backward pass in place of keeping their insides.
+        remat: recompute blocks in the backward pass in place of keeping their insides: True, or the levels at which
+            (0 has the full resolution; the middle belongs to the last one).
         conv_route: how convolutions are computed, see `layers.conv3d`.
     """
 
@@ -245,7 +247,7 @@ class DiffusionUNet(nn.Module):
     adaptive_norm: bool = False
     null_condition: str | float = -1.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: bool | Sequence[int] = False
     conv_route: str = "planes_on_cpu"
 
     def setup(self):
@@ -264,7 +266,7 @@ class DiffusionUNet(nn.Module):
         }
         self.conv_in = Conv(self.channels[0], conv_route=self.conv_route)
         self.down_blocks = [self._level(level, up=False, **common) for level in range(levels)]
-        middle = nn.remat(MiddleBlock) if self.remat else MiddleBlock
+        middle = nn.remat(MiddleBlock) if remat_at(levels - 1, self.remat) else MiddleBlock
         self.middle_block = middle(self.channels[-1], self._heads(levels - 1), **common)
         self.up_blocks = [self._level(level, up=True, **common) for level in reversed(range(levels))]
         self.out_0 = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps)
@@ -367,7 +369,7 @@ class DiffusionUNet(nn.Module):
             up=up,
             resample=level > 0 if up else level < len(self.channels) - 1,
             resblock_updown=self.resblock_updown,
-            remat=self.remat,
+            remat=remat_at(level, self.remat),
             **common,
         )
 

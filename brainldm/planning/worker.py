@@ -50,8 +50,9 @@ def devices_of(target: dict[str, Any]) -> list[Any]:
 def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_collections.ConfigDict:
     """A copy with some keys, as "mesh.space", set to other values."""
     config = config.copy_and_resolve_references()
-    for key, value in changes.items():
-        config.update_from_flattened_dict({key: value})
+    with config.ignore_type():  # model.remat is a bool or a tuple
+        for key, value in changes.items():
+            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
     return config
 
 

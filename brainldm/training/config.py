@@ -125,7 +125,8 @@ def autoencoder_config() -> ml_collections.ConfigDict:
     model.norm_num_groups = 32
     model.norm_eps = 1e-6
     model.dtype = "bfloat16"  # of the computation; parameters, statistics and losses are float32
-    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+    # Recompute blocks in the backward pass, less memory for more time: True, or the levels at which, as (0, 1).
+    model.remat = ml_collections.FieldReference(False, field_type=object)
 
     config.discriminator = discriminator = ml_collections.ConfigDict()
     discriminator.channels = 96
@@ -173,7 +174,8 @@ def diffusion_config() -> ml_collections.ConfigDict:
     model.cross_attention = True
     model.adaptive_norm = False
     model.null_condition = "-1"  # what stands for "no condition": a number, or "learned"
-    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+    # Recompute blocks in the backward pass, less memory for more time: True, or the levels at which, as (0, 1).
+    model.remat = ml_collections.FieldReference(False, field_type=object)
     model.dtype = "bfloat16"
 
     config.schedule = schedule = ml_collections.ConfigDict()

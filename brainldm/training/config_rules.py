@@ -68,6 +68,9 @@ def _list_of(rule: Rule, at_least: int = 0) -> Rule:
 
 
 _BOOL = Rule("True or False", lambda v: isinstance(v, bool))
+_REMAT = Rule(
+    "True, False, or a tuple of levels such as (0, 1)", lambda v: _BOOL.allows(v) or _list_of(_COUNT).allows(v)
+)
 _TEXT = Rule("a text", lambda v: isinstance(v, str))
 _TEXTS = Rule("a text, or a tuple of texts", lambda v: _TEXT.allows(v) or _list_of(_TEXT).allows(v))
 _FRACTION = _number(0, 1)
@@ -142,7 +145,7 @@ _COMMON = {
     "model.norm_num_groups": _whole(1),
     "model.norm_eps": _RATE,
     "model.dtype": _one_of("bfloat16", "float32"),
-    "model.remat": _BOOL,
+    "model.remat": _REMAT,
     "optimizer.learning_rate": _number(0),
     "optimizer.muon_learning_rate": _number(0),
     "optimizer.warmup_steps": _COUNT,
@@ -205,7 +208,7 @@ def check_values(stage: str, values: Mapping[str, Any]) -> None:
         rule = _RANGE if key.startswith("covariates.ranges.") else RULES[stage].get(key)
         if rule is not None and not rule.allows(value):
             raise UserError(f"config.{key} is {value!r}; {rule.wanted} is wanted.{_nearest(rule, value)}")
-    _check_widths(values)
+    _check_model(values)
     if stage == "diffusion":
         _check_diffusion(values)
 
@@ -215,11 +218,14 @@ def _nearest(rule: Rule, value: Any) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _check_widths(values: Mapping[str, Any]) -> None:
+def _check_model(values: Mapping[str, Any]) -> None:
     groups = values["model.norm_num_groups"]
     odd = [width for width in values["model.channels"] if width % groups]
     if odd:
         raise UserError(f"config.model.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
+    last, remat = len(values["model.channels"]) - 1, values["model.remat"]
+    if not isinstance(remat, bool) and any(level > last for level in remat):
+        raise UserError(f"config.model.remat is {remat!r}; levels from 0 to {last} are wanted.")
 
 
 def _check_diffusion(values: Mapping[str, Any]) -> None:

@@ -62,7 +62,8 @@ def test_the_log_variance_is_clipped(variables, log_variance, sigma):
     np.testing.assert_allclose(found, sigma, rtol=1e-5)
 
 
-def test_remat_changes_neither_parameters_nor_gradients(variables):
+@pytest.mark.parametrize("levels", [True, (0,), (1,)])
+def test_remat_changes_neither_parameters_nor_gradients(variables, levels):
     x = jax.random.uniform(jax.random.key(1), (1, 4, 4, 4, 1))
 
     def gradient(remat):
@@ -70,8 +71,24 @@ def test_remat_changes_neither_parameters_nor_gradients(variables):
         loss = jax.grad(lambda v: (network.apply(v, x)[0] ** 2).mean())
         return jax.jit(loss, compiler_options=UNOPTIMISED)(variables)
 
-    for a, b in zip(*(jax.tree.leaves(gradient(remat)) for remat in (False, True)), strict=True):
+    for a, b in zip(*(jax.tree.leaves(gradient(remat)) for remat in (False, levels)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_remat_of_a_level_recomputes_the_blocks_of_that_level(variables):
+    """One block a level, in the encoder and in the decoder."""
+    x = jnp.zeros((1, 4, 4, 4, 1))
+
+    def recomputed(remat):
+        network = AutoencoderKL(**SMALL, remat=remat)
+        jaxpr = jax.make_jaxpr(lambda v: network.apply(v, x))(variables)
+        blocks = [equation for equation in jaxpr.eqns if "prevent_cse" in equation.params]
+        return sorted({equation.outvars[0].aval.shape[1] for equation in blocks}), len(blocks)
+
+    assert recomputed(False) == ([], 0)
+    assert recomputed((0,)) == ([4], 2)
+    assert recomputed((1,)) == ([2], 2)
+    assert recomputed(True) == ([2, 4], 4)
 
 
 def test_sides_that_cannot_be_halved_are_refused(variables):

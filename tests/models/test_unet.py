@@ -92,9 +92,10 @@ def test_bfloat16_is_close_and_returns_float32():
     assert np.linalg.norm(found - exact) < 5e-2 * np.linalg.norm(exact)
 
 
-def test_remat_changes_neither_parameters_nor_result():
+@pytest.mark.parametrize("levels", [True, (1,)])
+def test_remat_changes_neither_parameters_nor_result(levels):
     network, variables = _network()
-    found = apply(network.clone(remat=True), variables, X, T, CONDITION)
+    found = apply(network.clone(remat=levels), variables, X, T, CONDITION)
     np.testing.assert_allclose(found, apply(network, variables, X, T, CONDITION), rtol=1e-5, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """Impossible values of a config are refused before anything is read, with key, value and what is wanted."""
 
+import json
+
 import pytest
 
 from brainldm.runtime.errors import UserError
@@ -7,6 +9,7 @@ from brainldm.training.config import autoencoder_config, diffusion_config, valid
 from brainldm.training.config_files import packaged_configs
 from brainldm.training.config_rules import RULES
 from brainldm.training.flags import load_config
+from brainldm.training.restore import from_json
 
 NAN, INF = float("nan"), float("inf")
 
@@ -34,6 +37,7 @@ BOTH = {
     "model.norm_num_groups": [0, -4],
     "model.norm_eps": [0.0, NAN],
     "model.dtype": ["float16"],
+    "model.remat": ["all", 1, (-1,), (0, 9)],
     "optimizer.learning_rate": [NAN, -1.0, INF],
     "optimizer.warmup_steps": [-5],
     "optimizer.gradient_clip": [0.0, NAN],
@@ -86,6 +90,14 @@ def test_an_impossible_value_is_named_with_its_key(make, key, value):
     said = str(refused.value)
     assert said.startswith(f"config.{parents[0] if parents else name}") and name in said
     assert "wanted" in said or "is empty" in said or "larger" in said or "multiple" in said
+
+
+@pytest.mark.parametrize("written", ["True", "False", "(0,)", "(0, 1)"])
+def test_rematerialisation_is_a_switch_or_levels_and_survives_a_work_dir(written):
+    config = load_config("paper_autoencoder", ["--config.data.path=people", f"--config.model.remat={written}"])
+    validate(config)
+    assert repr(config.model.remat) == written
+    assert from_json(json.loads(config.to_json())).model.remat == config.model.remat
 
 
 def test_the_nearest_word_is_named():
