@@ -34,9 +34,11 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.evaluation.report import evaluate, summary_lines
     from brainldm.generation.illustrations import illustrate
     from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.runtime.compiled_programs import keep_programs
 
     if options.model:
         refuse_silent_cpu()
+    keep_programs()
     illustrations = illustrate(options.model, options.real) if options.model else {}
     figures = evaluate(
         options.synthetic,

@@ -18,14 +18,16 @@ from brainldm.datasets.find import find_scans
 from brainldm.datasets.scans import Scan
 from brainldm.evaluation.datasets import description, is_stand_in
 from brainldm.evaluation.measures.backend import Backend, Image, Measured
-from brainldm.evaluation.measures.head_size import is_whole_head, registration_scale
-from brainldm.evaluation.measures.tables import write_tables
-from brainldm.runtime.errors import Stopped, UserError
+from brainldm.evaluation.measures.head_size import recorded_skull, registration_scale
+from brainldm.evaluation.measures.tables import write_structures, write_tables
+from brainldm.preparation.registration import find_skull
+from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import require_new_folder, write_atomically
 from brainldm.runtime.lock import LOCK, locked
 from brainldm.runtime.signals import PreemptionHandler
 from brainldm.volumes.grids import Grid
-from brainldm.volumes.nifti import INT16_MAX, read_volume, write_volume
+from brainldm.volumes.nifti import INT16_MAX, Volume, read_volume, write_volume
+from brainldm.volumes.plausibility import looks_like_labels
 
 LOG = "measured.jsonl"
 """A line per image, written when it is done; it marks a folder as ours to go on with."""
@@ -87,7 +89,7 @@ def measure_dataset(
     if not (out.is_dir() and all(path.name.startswith(LOCK) for path in out.iterdir())):
         require_new_folder(out, LOG)
     with locked(out, keep=False):
-        context = _Context(out, backend, labels, not is_stand_in(source), description(source).get("Synthetic") is True)
+        context = _context(source, out, backend, labels)
         records = _kept(context, found.scans)
         write_atomically(out / LOG, b"".join(_line(record) for record in records.values()))
         todo = [scan for scan in found.scans if scan.name not in records]
@@ -119,6 +121,32 @@ def measure_dataset(
     return Summary(total, measured, len(todo), len(found.excluded), backend.name, sha256, found.notes)
 
 
+def label_dataset(
+    root: str | Path, backend: Backend, progress: Callable[[int, int], None] | None = None
+) -> dict[str, str]:
+    """Write a label map beside each image of the BIDS dataset `root`, and the table of the structures.
+
+    Returns the reasons why images have none, by name. `progress(done, total)` is called after each image.
+    """
+    root = Path(root)
+    scans = find_scans(root).scans
+    context = _context(root, root, backend, labels=True)
+    with locked(root, keep=False):
+        reasons = {}
+        for number, scan in enumerate(scans, start=1):
+            if reason := _measure(context, scan)["reason"]:
+                reasons[scan.name] = reason
+            if progress is not None:
+                progress(number, len(scans))
+        write_structures(root, backend)
+    return reasons
+
+
+def _context(source: Path, out: Path, backend: Backend, labels: bool) -> _Context:
+    synthetic = description(source).get("Synthetic") is True
+    return _Context(out, backend, labels, not is_stand_in(source), synthetic)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Context:
     out: Path
@@ -147,15 +175,28 @@ def _measure(context: _Context, scan: Scan) -> Record:
 
 def _found(context: _Context, scan: Scan) -> Measured:
     backend = context.backend
-    if backend.needs_stripped and is_whole_head(scan.path):
-        return _not_measured(backend, f"a whole head: {backend.name} needs the brain alone")
     try:
         volume = read_volume(scan.path)
+        if looks_like_labels(volume.data):
+            return _not_measured(backend, "a label map or mask, not a T1w image")
+        if backend.needs_stripped and _shows_a_skull(context, scan, volume):
+            return _not_measured(backend, f"a whole head, it seems: {backend.name} needs the brain alone")
         data = volume.data.clip(0, 1) if context.synthetic else scale_intensities(volume.data, "minmax", scan.path)
         grid = Grid(volume.data.shape, volume.affine)
         return backend(Image(data, grid, context.people, registration_scale(scan.path)), context.labels)
     except UserError as error:
         return _not_measured(backend, " ".join(str(error).split()))
+    except (BrainldmError, MemoryError, OSError):
+        raise
+    except Exception as error:  # one odd image must not end the run
+        return _not_measured(backend, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _shows_a_skull(context: _Context, scan: Scan, volume: Volume) -> bool:
+    """What the sidecar says. Without it a scan is looked at; what a model makes has no skull and a hazy background."""
+    recorded = recorded_skull(scan.path)
+    looked_at = context.people and not context.synthetic and recorded is None
+    return find_skull(volume) == "whole" if looked_at else bool(recorded)
 
 
 def _not_measured(backend: Backend, reason: str) -> Measured:
@@ -164,13 +205,16 @@ def _not_measured(backend: Backend, reason: str) -> Measured:
 
 def _state(context: _Context, scan: Scan) -> Record:
     """What decides the volumes of an image: where it differs, the image is measured again."""
-    status = scan.path.stat()
+    try:
+        status = scan.path.stat()
+        identity = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    except OSError:  # the reader has the words for it
+        identity = {}
     return {
         "backend": context.backend.name,
         "weights_sha256": context.backend.sha256,
         "version": brainldm.__version__,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
+        **identity,
         "people": context.people,
         "scale": registration_scale(scan.path),
     }
