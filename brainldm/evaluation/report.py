@@ -14,6 +14,7 @@ import numpy as np
 
 import brainldm
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
+from brainldm.evaluation.measures.head_size import registration_scale
 from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
 from brainldm.evaluation.metrics.conditioning import agreement_stats
 from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
@@ -65,8 +66,8 @@ def evaluate(
     with new_folder(out) as out:
         steps = _Steps(len(made) + len(people), progress)
         measured = {
-            "synthetic": _measure_all(made, steps, "generated"),
-            "real": _measure_all(people, steps, "real"),
+            "synthetic": _measure_all(made, steps, "generated", not is_stand_in(synthetic)),
+            "real": _measure_all(people, steps, "real", not is_stand_in(real)),
         }
         scans = {"synthetic": made, "real": people}
         figures: dict[str, Any] = {
@@ -95,7 +96,7 @@ def evaluate(
             },
             "ms_ssim": {which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans},
             "reconstruction": _reconstruction_figures(reconstructions),
-            "sweep": _sweep_figures(sweep, grid),
+            "sweep": _sweep_figures(sweep, grid, not is_stand_in(synthetic)),
         }
         figures = _plain(figures)
         write_atomically(out / "measurements.tsv", _table(scans, measured).encode())
@@ -160,10 +161,10 @@ class _Steps:
             self._progress(self._done, self._total, what)
 
 
-def _measure_all(scans: Scans, steps: _Steps, what: str) -> list[Measurement]:
+def _measure_all(scans: Scans, steps: _Steps, what: str, people: bool) -> list[Measurement]:
     found = []
-    for volume in scans:
-        found.append(measure(volume, scans.grid))
+    for record, volume in zip(scans.records, scans, strict=True):
+        found.append(measure(volume, scans.grid, people, registration_scale(record.path)))
         steps.one(f"measuring {what} brains")
     return found
 
@@ -192,11 +193,11 @@ def _reconstruction_figures(pairs: Sequence[tuple[np.ndarray, np.ndarray]] | Non
     }
 
 
-def _sweep_figures(sweep, grid: Grid) -> dict[str, Any] | None:
+def _sweep_figures(sweep, grid: Grid, people: bool) -> dict[str, Any] | None:
     if sweep is None:
         return None
     name, values, volumes = sweep
-    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid) for v in volumes]
+    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid, people) for v in volumes]
     return {
         "name": name,
         "values": list(values),

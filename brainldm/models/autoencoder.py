@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.models.layers import Conv, GroupNorm, upsample_nearest
+from brainldm.models.layers import Conv, GroupNorm
 from brainldm.models.remat import remat_at
 from brainldm.runtime.errors import UserError
 
@@ -57,8 +57,8 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = Conv(x.shape[-1], dtype=self.dtype, conv_route=self.conv_route, name="postconv")
-        return conv(upsample_nearest(x))
+        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
+        return Conv(x.shape[-1], upsample=True, **conv, name="postconv")(x)
 
 
 class Encoder(nn.Module):

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from brainldm.models.upsampling import upsample_conv3d
+
 Padding = Sequence[tuple[int, int]]
 
 CONV_ROUTES = ("planes_on_cpu", "direct")
@@ -107,7 +109,8 @@ class Conv(nn.Module):
     """Convolution with parameters `kernel` `[k, k, k, C_in, features]` and `bias` `[features]`.
 
     The padding defaults to what keeps the size at stride 1. Initial values: the kernel as PyTorch
-    draws it (`torch_uniform`), the bias zero, unless given. `conv_route`: see `conv3d`.
+    draws it (`torch_uniform`), the bias zero, unless given. `conv_route`: see `conv3d`. With `upsample` the layer is
+    `upsample_nearest` and the convolution, of size 3, in one.
     """
 
     features: int
@@ -119,14 +122,19 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     dtype: jnp.dtype = jnp.float32
     conv_route: str = "planes_on_cpu"
+    upsample: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         side = self.kernel_size
         shape = (side, side, side, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        padding = ((side // 2, side // 2),) * 3 if self.padding is None else self.padding
-        y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 3, padding, self.conv_route)
+        x = x.astype(self.dtype)
+        if self.upsample:
+            y = upsample_conv3d(x, kernel, self.conv_route)
+        else:
+            padding = ((side // 2, side // 2),) * 3 if self.padding is None else self.padding
+            y = conv3d(x, kernel.astype(self.dtype), (self.stride,) * 3, padding, self.conv_route)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
