@@ -1,7 +1,7 @@
 """What compilers say of the paper's programs at full size: operations, bytes, memory, bounds. Nothing is run.
 
-    python benchmarks/compiled.py compile h100 decode --label today --to compiled.jsonl     # one line for each program
-    python benchmarks/compiled.py table compiled.jsonl                                      # Markdown
+    python -m benchmarks.compiled compile h100 decode --label today --to compiled.jsonl     # one line for each program
+    python -m benchmarks.compiled table compiled.jsonl                                      # Markdown
 
 Wants the compilers: pip install 'brainldm[plan,plan-gpu]'. A program takes from ten seconds to several minutes.
 """

@@ -51,6 +51,7 @@ def test_a_ladder_is_one_of_gpus(capsys):
     assert "a100, h100, h200" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @needs_plug_in
 def test_a_program_is_compiled_for_gpus_that_are_not_there(capsys):
     """Two parts of the batch times four of the volume, as on virtual devices."""
