@@ -79,10 +79,9 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
     "ceiling_flops_per_second", "relative_l2" (None with one library), "libraries": {name: figures}}. Raises
     BrainldmError when results differ.
     """
-    found: dict[str, dict[str, Any]] = {worker.library: {"times": []} for worker in workers}
+    found: dict[str, dict[str, Any]] = {worker.library: {"times": [], "processor": []} for worker in workers}
     load = os.getloadavg()[0]
-    for worker in workers:
-        found[worker.library].update(ceiling=worker.ask("ceiling")["flops_per_second"])
+    ceilings = [worker.ask("ceiling")["flops_per_second"] for worker in workers]
     monai = [worker for worker in workers if worker.library != "brainldm"]
     if monai:
         monai[0].ask("weights", case=index)
@@ -102,8 +101,9 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
         for worker in workers:
             turn, figures = worker.ask("again"), found[worker.library]
             figures["times"] += turn["seconds"]
+            figures["processor"].append(turn["processor"])
             figures["peak"] = max(figures["peak"], turn["peak_bytes"])
-    ceiling = max(figures.pop("ceiling") for figures in found.values())
+    ceiling = max(ceilings + [worker.ask("ceiling")["flops_per_second"] for worker in workers])
     return {
         "case": case.work,
         "shape": format_shape(case.shape),
@@ -126,6 +126,7 @@ def _figures(found: dict[str, Any], ceiling: float) -> dict[str, Any]:
         "min_s": min(times),
         "max_s": max(times),
         "times_s": times,
+        "processor_s": statistics.median(found["processor"]),
         "first_call_s": found["first"],
         "peak_bytes": found["peak"],
         "peak_is_of_the_work_alone": found["memory_since_prepared"],

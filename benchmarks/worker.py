@@ -88,10 +88,11 @@ class Session:
         return {"results": str(path), **costs}
 
     def again(self) -> dict[str, Any]:
-        begun, seconds = time.perf_counter(), []
+        begun, spent, seconds = time.perf_counter(), time.process_time(), []
         while not seconds or time.perf_counter() - begun < SECONDS_A_TURN:
             seconds.append(_timed(self.work.again))
-        return {"seconds": seconds, "peak_bytes": self.library.peak_bytes() or _peak()}
+        processor = (time.process_time() - spent) / len(seconds)
+        return {"seconds": seconds, "processor": processor, "peak_bytes": self.library.peak_bytes() or _peak()}
 
 
 def _timed(function: Callable[[], None]) -> float:

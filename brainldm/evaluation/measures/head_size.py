@@ -22,9 +22,10 @@ def registration_scale(image: str | Path) -> float | None:
     return scale if math.isfinite(scale) and _POSSIBLE[0] <= scale <= _POSSIBLE[1] else None
 
 
-def is_whole_head(image: str | Path) -> bool:
-    """Whether the sidecar says that the skull is in the image."""
-    return _sidecar(image).get("SkullStripped") is False
+def recorded_skull(image: str | Path) -> bool | None:
+    """Whether the skull is in the image, by its sidecar; None where that does not say."""
+    stripped = _sidecar(image).get("SkullStripped")
+    return not stripped if isinstance(stripped, bool) else None
 
 
 def _sidecar(image: str | Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from brainldm.runtime.files import write_atomically, write_json
 
 Rows = Sequence[tuple[Scan, Mapping[str, Any]]]
 
-_IGNORED = ("/volumes.tsv", "/volumes.json", "/measured.jsonl", "/excluded.tsv")
+_IGNORED = ("/volumes.tsv", "/volumes.json", "/measure.json", "/measured*.jsonl", "/excluded.tsv")
 _FILLED = (VENTRICLES.name, BRAIN.name)
 
 
@@ -26,8 +26,7 @@ def write_tables(out: Path, source: Path, backend: Backend, rows: Rows, labels: 
     sessions = any(scan.session_id for scan, _ in rows)
     _write_volumes(out, backend, rows, sessions)
     if labels:
-        lines = ["index\tname", "0\tbackground", *(f"{index}\t{name}" for index, name in backend.structures.items())]
-        write_atomically(out / f"desc-{backend.label}_dseg.tsv", ("\n".join(lines) + "\n").encode())
+        write_structures(out, backend)
     write_atomically(out / ".bidsignore", "".join(f"{name}\n" for name in _IGNORED).encode())
     weights = f", weights {backend.sha256}" if backend.sha256 else ""
     said = description(source)
@@ -47,6 +46,12 @@ def write_tables(out: Path, source: Path, backend: Backend, rows: Rows, labels: 
         },
         readme=_README.format(name=backend.name, weights=weights, count=len(rows)),
     )
+
+
+def write_structures(out: Path, backend: Backend) -> None:
+    """Write the table of the numbers in the label maps of `backend`, for all that lie below `out`."""
+    lines = ["index\tname", "0\tbackground", *(f"{index}\t{name}" for index, name in backend.structures.items())]
+    write_atomically(out / f"desc-{backend.label}_dseg.tsv", ("\n".join(lines) + "\n").encode())
 
 
 def _write_volumes(out: Path, backend: Backend, rows: Rows, sessions: bool) -> None:

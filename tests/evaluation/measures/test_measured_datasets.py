@@ -11,7 +11,7 @@ import pytest
 from brainldm.datasets.bids import read_dataset, write_dataset_files
 from brainldm.datasets.covariates import Covariates
 from brainldm.evaluation.measures.backend import Backend, Measured
-from brainldm.evaluation.measures.run import LOG, default_folder, measure_dataset
+from brainldm.evaluation.measures.run import default_folder, label_dataset, measure_dataset
 from brainldm.evaluation.measures.weight_free import WeightFree
 from brainldm.population.population import write_population
 from brainldm.runtime.errors import Stopped, UserError
@@ -125,11 +125,26 @@ def test_a_stopped_run_goes_on(data, tmp_path):
     with pytest.raises(Stopped, match="2 images to measure"):
         measure_dataset(data, out, stopping)
     assert not (out / "volumes.tsv").exists()
-    with open(out / LOG, "a") as log:
+    with open(out / "measured.jsonl", "a") as log:
         log.write('{"name": "sub-2_ses-b", "volu')  # as a kill leaves it
     summary = measure_dataset(data, out, Counting())
     assert summary.done_now == 2 and len(rows_of(out / "volumes.tsv")) == 3
-    assert len((out / LOG).read_text().splitlines()) == 3
+    assert len((out / "measured.jsonl").read_text().splitlines()) == 3
+
+
+def test_shards_share_a_folder(data, tmp_path):
+    """The last one writes the tables, which are those of one run; a run of all has nothing left to do."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    first = measure_dataset(data, out, Counting(), shard=(1, 2))
+    assert (first.total, first.done_now, first.complete) == (3, 2, False) and not (out / "volumes.tsv").exists()
+    with locked(out, "brainldm.lock-1-of-2"):  # another shard at work is no hindrance
+        last = measure_dataset(data, out, Counting(), shard=(2, 2))
+    assert (last.measured, last.done_now, last.complete) == (3, 1, True)
+    measure_dataset(data, whole, Counting())
+    assert (out / "volumes.tsv").read_bytes() == (whole / "volumes.tsv").read_bytes()
+    assert measure_dataset(data, out, Counting()).done_now == 0
+    with pytest.raises(UserError, match="1/2 to 2/2"):
+        measure_dataset(data, out, Counting(), shard=(3, 2))
 
 
 def test_missing_covariates_are_filled_in(data, tmp_path):
@@ -148,8 +163,9 @@ def test_missing_covariates_are_filled_in(data, tmp_path):
 
 def test_an_image_that_cannot_be_measured_has_its_reason(data, tmp_path):
     image_of(data, "sub-1").write_bytes(b"damaged")
-    sidecar = image_of(data, "sub-3")
-    sidecar.with_name(sidecar.name.replace(".nii.gz", ".json")).write_text('{"SkullStripped": false}')
+    for who, stripped in (("sub-2", "true"), ("sub-3", "false")):
+        image = image_of(data, who)
+        image.with_name(image.name.replace(".nii.gz", ".json")).write_text(f'{{"SkullStripped": {stripped}}}')
     summary = measure_dataset(data, tmp_path / "out", Counting(needs_stripped=True), labels=True)
     assert (summary.total, summary.measured) == (3, 1)
     rows = rows_of(tmp_path / "out" / "volumes.tsv")
@@ -158,6 +174,30 @@ def test_an_image_that_cannot_be_measured_has_its_reason(data, tmp_path):
     image_of(data, "sub-2").write_bytes(b"damaged")
     with pytest.raises(UserError, match="none of its 3 images could be measured"):
         measure_dataset(data, tmp_path / "out", Counting(needs_stripped=True))
+
+
+def test_an_image_is_looked_at_where_nothing_is_recorded(data, tmp_path):
+    """A background of one value is that of a stripped brain; a label map is no image."""
+    brain = np.zeros((12, 12, 12))
+    brain[3:9, 3:9, 3:9] = np.random.default_rng(1).random((6, 6, 6))
+    write_volume(image_of(data, "sub-2"), brain, np.diag([2.0, 2, 2, 1]))
+    write_volume(image_of(data, "sub-3"), (brain > 0) * 3.0, np.diag([2.0, 2, 2, 1]), scale_max=32767)
+    backend = Counting(needs_stripped=True)
+    assert measure_dataset(data, tmp_path / "out", backend).measured == 1
+    reasons = [row["reason"] for row in rows_of(tmp_path / "out" / "volumes.tsv")]
+    assert "a whole head" in reasons[0] and reasons[1] == "n/a"
+    assert len(backend.seen) == 1
+
+
+def test_label_maps_beside_the_images(data):
+    image_of(data, "sub-3").write_bytes(b"damaged")
+    steps = []
+    missing = label_dataset(data, Counting(), lambda *step: steps.append(step))
+    assert list(missing) == ["sub-3"] and steps == [(1, 3), (2, 3), (3, 3)]
+    beside = image_of(data, "sub-2").with_name("sub-2_ses-b_space-MNI152NLin2009aSym_desc-counting1_dseg.nii.gz")
+    expected = read_volume(image_of(data, "sub-2")).data
+    assert np.array_equal(read_volume(beside).data, (expected - expected.min()) / np.ptp(expected) > 0.5)
+    assert (data / "desc-counting1_dseg.tsv").is_file() and not list(data.glob("measure*"))
 
 
 def test_what_cannot_work_is_refused(data, tmp_path):
