@@ -68,9 +68,11 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.generation.conditions import draw_conditions, read_conditions
     from brainldm.generation.dataset import Settings, generate
     from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.runtime.compiled_programs import keep_programs
     from brainldm.weights.model_folder import load_model
 
     refuse_silent_cpu()
+    keep_programs()
     named = {
         column: value
         for flag, column in _CONDITION_FLAGS.items()

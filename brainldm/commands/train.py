@@ -39,9 +39,11 @@ def train(arguments: Sequence[str]) -> None:
     config, workdir = parse(arguments)
     # Only now: the process that looks after another one needs neither the config nor JAX.
     from brainldm.parallel import devices, distributed
+    from brainldm.runtime.compiled_programs import keep_programs
     from brainldm.training import loop
 
     if launch is not None:
         distributed.start(launch, config.heartbeat_seconds)
     devices.refuse_silent_cpu()
+    keep_programs()
     loop.train(config, workdir)

@@ -102,8 +102,10 @@ def from_conformed(data: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(network: MeshNet, variables: dict, image: jax.Array) -> jax.Array:
-    """Posteriors [D, H, W, classes] of an image [D, H, W]."""
-    return jax.nn.softmax(network.apply(variables, image[None, ..., None])[0])
+    """Posteriors [D, H, W, classes] of an image [D, H, W]. Products of float32 are not shortened."""
+    with jax.default_matmul_precision("highest"):
+        scores = network.apply(variables, image[None, ..., None])[0]
+    return jax.nn.softmax(scores)
 
 
 class MeshNetSegmenter(Backend):

@@ -170,8 +170,10 @@ def clean(posteriors: np.ndarray, labels: tuple[int, ...], place: tuple[slice, s
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(network: SynthSegUNet, variables: dict, image: jax.Array) -> jax.Array:
-    """Blurred posteriors [D, H, W, L] of an image [D, H, W]."""
-    return blur(jax.nn.softmax(network.apply(variables, image[None, ..., None])[0]))
+    """Blurred posteriors [D, H, W, L] of an image [D, H, W]. Products of float32 are not shortened."""
+    with jax.default_matmul_precision("highest"):
+        scores = network.apply(variables, image[None, ..., None])[0]
+    return blur(jax.nn.softmax(scores))
 
 
 def volumes_of(posteriors: np.ndarray, labels: tuple[int, ...], voxel_mm3: float) -> dict[int, float]:

@@ -113,8 +113,8 @@ def test_volumes_are_soft():
 @pytest.fixture(scope="module")
 def image():
     """A bright ellipsoid on voxels of 2 mm, one half brighter than the other."""
-    place = np.stack(np.meshgrid(*[np.linspace(-1.4, 1.4, n) for n in (24, 28, 20)], indexing="ij"))
-    data = ((place**2).sum(0) < 1) * (0.7 + 0.3 * (place[0] > 0)) + 0.1 * smooth_noise((24, 28, 20))
+    place = np.stack(np.meshgrid(*[np.linspace(-1.4, 1.4, n) for n in (14, 16, 12)], indexing="ij"))
+    data = ((place**2).sum(0) < 1) * (0.7 + 0.3 * (place[0] > 0)) + 0.1 * smooth_noise((14, 16, 12))
     return Image(data.astype(np.float32), Grid(data.shape, np.diag([2.0, 2, 2, 1])), scale=0.9)
 
 
@@ -141,7 +141,7 @@ def by_hand(weights, image):
 def test_backend_with_random_weights(tmp_path, monkeypatch, image, num_labels):
     """1.0 from Keras's layout and 2.0 from PyTorch's, on an image smaller than a brain."""
     monkeypatch.setattr(synthseg, "_LEAST_SIDE", 32)
-    monkeypatch.setattr(synthseg, "_LEAST_ML", 1)
+    monkeypatch.setattr(synthseg, "_LEAST_ML", 0.1)
     weights = random_weights(num_labels, features=1, levels=2, seed=3)
     weights["unet_likelihood/kernel"] *= 8
     path = tmp_path / ("w.h5" if num_labels == 32 else "w.pth")
