@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -159,6 +160,13 @@ def test_missing_covariates_are_filled_in(data, tmp_path):
     assert rows[0]["brain_ml"] == volumes[0]["brain_ml"] != "n/a" and rows[2]["brain_ml"] == "n/a"
     described = json.loads((tmp_path / "filled" / "participants.json").read_text())
     assert described["ventricles_ml"]["Units"] == "mL"
+    wanted = Covariates(tuple(item for item in Covariates() if item.name in ("age", "ventricles_ml")))
+    with pytest.raises(UserError, match="ventricles_ml is missing"):
+        read_dataset(data, wanted)
+    for name in ("participants.tsv", "participants.json"):
+        shutil.copy(tmp_path / "filled" / name, data / name)
+    found = [scan.covariates["ventricles_ml"] for scan in read_dataset(data, wanted)]
+    assert found == [float(row["ventricles_ml"]) for row in rows]
 
 
 def test_an_image_that_cannot_be_measured_has_its_reason(data, tmp_path):
