@@ -20,8 +20,9 @@ from brainldm.runtime.format import format_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
-"""Relative L2 by which results may differ: more, and the libraries do not do the same work."""
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+"""Relative L2 by which results may differ: more, and the libraries do not do the same work. Gradients of an absolute
+difference jump where it is near zero, so rounding shows in them a hundred times more than in outputs."""
 
 
 class Worker:

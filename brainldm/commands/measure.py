@@ -16,6 +16,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         run,
         "measure the ventricles, the brain and, with weights, every structure of a dataset's images, in mL",
         "brainldm measure ./prepared ./volumes\n"
+        "         brainldm measure ./prepared ./volumes --shard 3/40   (on a cluster; each shard once)\n"
         "         brainldm measure ./prepared ./volumes --weights synthseg_2.0.h5 --labels\n\n"
         "The same command again goes on where it was stopped, and measures what changed.",
     )
@@ -38,6 +39,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         help="fill in the ventricles_ml and brain_ml that DATA's participants.tsv lacks, in the copy in OUT",
     )
     parser.add_argument("--pattern", metavar="GLOB", help="which images are measured, as '*_T1w.nii.gz'")
+    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do each n-th image, from the i-th on")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(resumes=True)
 
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.evaluation.measures.backends import WEIGHT_FREE, open_backend
     from brainldm.evaluation.measures.run import default_folder, measure_dataset
     from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.preparation.run import parse_shard
     from brainldm.runtime.console import Progress, log
     from brainldm.runtime.format import format_count
 
@@ -69,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
             labels=options.labels,
             fill=options.fill_covariates,
             pattern=options.pattern,
+            shard=parse_shard(options.shard),
             progress=progress,
         )
     for note in summary.notes:
@@ -80,5 +84,7 @@ def run(options: argparse.Namespace) -> None:
     weights = f" (weights {summary.weights_sha256[:12]})" if summary.weights_sha256 else ""
     print(
         f"{summary.measured} of {format_count(summary.total, 'image')} measured by {summary.backend}{weights}{left}: "
-        f"{out}/volumes.tsv"
+        f"{out}{'/volumes.tsv' if summary.complete else ''}"
     )
+    if not summary.complete:
+        print("Other shards have images to do. The one that finishes last writes the tables.")

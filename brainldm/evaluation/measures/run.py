@@ -1,40 +1,31 @@
-"""Every image of a dataset measured by one backend, resumable: a table of volumes and, if wanted, label maps."""
+"""Every image of a dataset measured by one backend, resumable and in shards: volumes and, if wanted, label maps."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import brainldm
-from brainldm.data.pipeline import scale_intensities
 from brainldm.datasets.bids import write_excluded
-from brainldm.datasets.find import find_scans
+from brainldm.datasets.find import Found, find_scans
 from brainldm.datasets.scans import Scan
 from brainldm.evaluation.datasets import description, is_stand_in
-from brainldm.evaluation.measures.backend import Backend, Image, Measured
-from brainldm.evaluation.measures.head_size import recorded_skull, registration_scale
+from brainldm.evaluation.measures.backend import Backend
+from brainldm.evaluation.measures.one_image import Context, Record, labels_path, measure_image, state_of
 from brainldm.evaluation.measures.tables import write_structures, write_tables
-from brainldm.preparation.registration import find_skull
-from brainldm.runtime.errors import BrainldmError, Stopped, UserError
-from brainldm.runtime.files import require_new_folder, write_atomically
+from brainldm.runtime.errors import Stopped, UserError
+from brainldm.runtime.files import require_new_folder, write_atomically, write_json
 from brainldm.runtime.lock import LOCK, locked
 from brainldm.runtime.signals import PreemptionHandler
-from brainldm.volumes.grids import Grid
-from brainldm.volumes.nifti import INT16_MAX, Volume, read_volume, write_volume
-from brainldm.volumes.plausibility import looks_like_labels
 
-LOG = "measured.jsonl"
-"""A line per image, written when it is done; it marks a folder as ours to go on with."""
-
-_SPACE = re.compile(r"_space-[0-9A-Za-z]+")
-
-Record = dict[str, Any]
+MARKER = "measure.json"
+"""What marks a folder as ours to go on with."""
+LOG = "measured{}.jsonl"
+"""A line per image, written when it is done; each shard has a file of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +33,14 @@ class Summary:
     """What a run did: of `total` images `measured` have volumes, `done_now` of all were worked on in this run.
 
     `backend` and `weights_sha256` are those of every row; `excluded` images could not be read as scans at all.
+    `complete`: no image is left, and the tables are written.
     """
 
     total: int
     measured: int
     done_now: int
     excluded: int
+    complete: bool
     backend: str
     weights_sha256: str | None
     notes: tuple[str, ...] = ()
@@ -67,6 +60,7 @@ def measure_dataset(
     labels: bool = False,
     fill: bool = False,
     pattern: str | None = None,
+    shard: tuple[int, int] = (1, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Measure the images of `source` (see `find_scans`) and write the derivative dataset `out`.
@@ -74,12 +68,16 @@ def measure_dataset(
     Writes volumes.tsv and volumes.json, participants.tsv with what the source says of its people, and with `labels` a
     label map for each image and the table of its structures. With `fill`, volumes that participants.tsv lacks
     (ventricles_ml, brain_ml) are filled in. An image that was measured before by the same backend and weights is not
-    measured again, unless it changed. `progress(done, total)` is called after each image.
+    measured again, unless it changed. `shard` (i, n), from 1, takes each n-th image; whichever run finds the last one
+    measured writes the tables. `progress(done, total)` is called after each image.
 
-    Raises UserError for a source without images, an `out` that holds something else or in which another run is at work,
-    and, with everything written, when not one image could be measured; Stopped after SIGTERM or Ctrl-C.
+    Raises UserError for a source without images, an `out` that holds something else or in which another run of the same
+    shard is at work, and, with everything written, when not one image could be measured; Stopped after SIGTERM or
+    Ctrl-C.
     """
     source, out = Path(source), Path(out)
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"--shard {shard[0]}/{shard[1]}: the shards are 1/{shard[1]} to {shard[1]}/{shard[1]}.")
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: is the dataset itself. Give another folder for the volumes.")
     found = find_scans(source, pattern=pattern)
@@ -87,38 +85,65 @@ def measure_dataset(
         first = f" The first of {len(found.excluded)} left out: {found.excluded[0].reason}." if found.excluded else ""
         raise UserError(f"{source}: no T1w images in it.{first} Give a prepared or generated dataset.")
     if not (out.is_dir() and all(path.name.startswith(LOCK) for path in out.iterdir())):
-        require_new_folder(out, LOG)
-    with locked(out, keep=False):
+        require_new_folder(out, MARKER)
+    name = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
+    with locked(out, LOCK + name, keep=False):
+        write_json(out / MARKER, {"Format": 1})
         context = _context(source, out, backend, labels)
-        records = _kept(context, found.scans)
-        write_atomically(out / LOG, b"".join(_line(record) for record in records.values()))
-        todo = [scan for scan in found.scans if scan.name not in records]
+        mine = found.scans[shard[0] - 1 :: shard[1]]
+        records = _kept(context, mine)
+        done_now = len(mine) - len(records)
         if progress is not None:
-            progress(len(records), len(found.scans))
-        with PreemptionHandler() as stop, open(out / LOG, "ab") as log:
-            for scan in todo:
-                if stop.requested:
-                    raise Stopped(
-                        f"Stopped with {len(found.scans) - len(records)} images to measure; what is done is saved. The "
-                        "same command goes on from here."
-                    )
-                records[scan.name] = _measure(context, scan)
-                log.write(_line(records[scan.name]))
-                log.flush()
-                os.fsync(log.fileno())
+            progress(len(records), len(mine))
+        with contextlib.closing(_measure_rest(context, mine, records, out / LOG.format(name))) as rest:
+            for number, _ in enumerate(rest, start=len(records) + 1):
                 if progress is not None:
-                    progress(len(records), len(found.scans))
-        ordered = [(scan, records[scan.name]) for scan in found.scans]
-        write_tables(out, source, backend, ordered, labels, fill)
-        write_excluded(out / "excluded.tsv", found.excluded)
-    measured = sum(not record["reason"] for _, record in ordered)
-    if not measured:
+                    progress(number, len(mine))
+        return _finish(context, source, found, fill, done_now)
+
+
+def _measure_rest(context: Context, scans: Sequence[Scan], kept: Mapping[str, Record], log: Path) -> Iterator[Record]:
+    """Measure what has no record in `kept`, writing each record to the log before it is given. Raises Stopped."""
+    write_atomically(log, b"".join(map(_line, kept.values())))
+    todo = [scan for scan in scans if scan.name not in kept]
+    with PreemptionHandler() as stop, open(log, "ab") as file:
+        for number, scan in enumerate(todo):
+            if stop.requested:
+                raise Stopped(
+                    f"Stopped with {len(todo) - number} images to measure; what is done is saved. The same command "
+                    "goes on from here."
+                )
+            record = measure_image(context, scan)
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+            yield record
+
+
+def _finish(context: Context, source: Path, found: Found, fill: bool, done_now: int) -> Summary:
+    """The tables, when every image has its record."""
+    records = _kept(context, found.scans)
+    complete = len(records) == len(found.scans)
+    if complete:
+        rows = [(scan, records[scan.name]) for scan in found.scans]
+        write_tables(context.out, source, context.backend, rows, context.labels, fill)
+        write_excluded(context.out / "excluded.tsv", found.excluded)
+    measured = sum(not record["reason"] for record in records.values())
+    if complete and not measured:
         raise UserError(
-            f"{source}: none of its {len(ordered)} images could be measured. The first: {ordered[0][1]['reason']}. "
-            f"{out / 'volumes.tsv'} gives the reason for each."
+            f"{source}: none of its {len(records)} images could be measured. The first: "
+            f"{records[found.scans[0].name]['reason']}. {context.out / 'volumes.tsv'} gives the reason for each."
         )
-    total, sha256 = len(ordered), backend.sha256
-    return Summary(total, measured, len(todo), len(found.excluded), backend.name, sha256, found.notes)
+    return Summary(
+        total=len(found.scans),
+        measured=measured,
+        done_now=done_now,
+        excluded=len(found.excluded),
+        complete=complete,
+        backend=context.backend.name,
+        weights_sha256=context.backend.sha256,
+        notes=found.notes,
+    )
 
 
 def label_dataset(
@@ -134,7 +159,7 @@ def label_dataset(
     with locked(root, keep=False):
         reasons = {}
         for number, scan in enumerate(scans, start=1):
-            if reason := _measure(context, scan)["reason"]:
+            if reason := measure_image(context, scan)["reason"]:
                 reasons[scan.name] = reason
             if progress is not None:
                 progress(number, len(scans))
@@ -142,113 +167,32 @@ def label_dataset(
     return reasons
 
 
-def _context(source: Path, out: Path, backend: Backend, labels: bool) -> _Context:
+def _context(source: Path, out: Path, backend: Backend, labels: bool) -> Context:
     synthetic = description(source).get("Synthetic") is True
-    return _Context(out, backend, labels, not is_stand_in(source), synthetic)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Context:
-    out: Path
-    backend: Backend
-    labels: bool
-    people: bool
-    synthetic: bool
-
-
-def _measure(context: _Context, scan: Scan) -> Record:
-    """The record of one image, with its label map written."""
-    found, labels = _found(context, scan), None
-    if found.labels is not None and not found.reason:
-        labels = _labels_path(context, scan)
-        volume = read_volume(scan.path)
-        write_volume(labels, found.labels, volume.affine, f"brainldm {context.backend.name}", scale_max=INT16_MAX)
-    volumes = {name: round(value, 6) if math.isfinite(value) else None for name, value in found.volumes_ml.items()}
-    return {
-        "name": scan.name,
-        **_state(context, scan),
-        "volumes_ml": volumes,
-        "reason": found.reason,
-        "labels": labels.relative_to(context.out).as_posix() if labels else None,
-    }
-
-
-def _found(context: _Context, scan: Scan) -> Measured:
-    backend = context.backend
-    try:
-        volume = read_volume(scan.path)
-        if looks_like_labels(volume.data):
-            return _not_measured(backend, "a label map or mask, not a T1w image")
-        if backend.needs_stripped and _shows_a_skull(context, scan, volume):
-            return _not_measured(backend, f"a whole head, it seems: {backend.name} needs the brain alone")
-        data = volume.data.clip(0, 1) if context.synthetic else scale_intensities(volume.data, "minmax", scan.path)
-        grid = Grid(volume.data.shape, volume.affine)
-        return backend(Image(data, grid, context.people, registration_scale(scan.path)), context.labels)
-    except UserError as error:
-        return _not_measured(backend, " ".join(str(error).split()))
-    except (BrainldmError, MemoryError, OSError):
-        raise
-    except Exception as error:  # one odd image must not end the run
-        return _not_measured(backend, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-
-
-def _shows_a_skull(context: _Context, scan: Scan, volume: Volume) -> bool:
-    """What the sidecar says. Without it a scan is looked at; what a model makes has no skull and a hazy background."""
-    recorded = recorded_skull(scan.path)
-    looked_at = context.people and not context.synthetic and recorded is None
-    return find_skull(volume) == "whole" if looked_at else bool(recorded)
-
-
-def _not_measured(backend: Backend, reason: str) -> Measured:
-    return Measured(dict.fromkeys(backend.columns, math.nan), None, reason)
-
-
-def _state(context: _Context, scan: Scan) -> Record:
-    """What decides the volumes of an image: where it differs, the image is measured again."""
-    try:
-        status = scan.path.stat()
-        identity = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    except OSError:  # the reader has the words for it
-        identity = {}
-    return {
-        "backend": context.backend.name,
-        "weights_sha256": context.backend.sha256,
-        "version": brainldm.__version__,
-        **identity,
-        "people": context.people,
-        "scale": registration_scale(scan.path),
-    }
-
-
-def _labels_path(context: _Context, scan: Scan) -> Path:
-    space = "".join(_SPACE.findall(scan.path.name)[:1])
-    name = f"{scan.name}{space}_desc-{context.backend.label}_dseg.nii.gz"
-    return context.out / scan.participant_id / (scan.session_id or "") / "anat" / name
+    return Context(out, backend, labels, not is_stand_in(source), synthetic)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
-def _kept(context: _Context, scans: Sequence[Scan]) -> dict[str, Record]:
+def _kept(context: Context, scans: Sequence[Scan]) -> dict[str, Record]:
     """The records of images that need not be measured again, by name, in the order of the scans."""
-    try:
-        lines = (context.out / LOG).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return {}
-    known: dict[str, Record] = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            known[record["name"]] = record
-        except (ValueError, TypeError, KeyError):  # the line that a killed run was writing
-            continue
-    return {scan.name: known[scan.name] for scan in scans if _holds(context, scan, known.get(scan.name))}
+    known: dict[str, list[Record]] = {}
+    for log in sorted(context.out.glob(LOG.format("*"))):
+        for line in log.read_text(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+                known.setdefault(record["name"], []).append(record)
+            except (ValueError, TypeError, KeyError):  # the line that a killed run was writing
+                continue
+    usable = ((scan, record) for scan in scans for record in known.get(scan.name, ()) if _holds(context, scan, record))
+    return {scan.name: record for scan, record in usable}
 
 
-def _holds(context: _Context, scan: Scan, record: Record | None) -> bool:
-    if record is None or any(record.get(name) != value for name, value in _state(context, scan).items()):
+def _holds(context: Context, scan: Scan, record: Record) -> bool:
+    if any(record.get(name) != value for name, value in state_of(context, scan).items()):
         return False
     if set(record.get("volumes_ml", ())) != set(context.backend.columns):
         return False
-    return not context.labels or bool(record.get("reason")) or _labels_path(context, scan).is_file()
+    return not context.labels or bool(record.get("reason")) or labels_path(context, scan).is_file()

@@ -17,7 +17,7 @@ from brainldm.runtime.files import write_atomically, write_json
 
 Rows = Sequence[tuple[Scan, Mapping[str, Any]]]
 
-_IGNORED = ("/volumes.tsv", "/volumes.json", "/measured.jsonl", "/excluded.tsv")
+_IGNORED = ("/volumes.tsv", "/volumes.json", "/measure.json", "/measured*.jsonl", "/excluded.tsv")
 _FILLED = (VENTRICLES.name, BRAIN.name)
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from brainldm.datasets.bids import read_dataset, write_dataset_files
 from brainldm.datasets.covariates import Covariates
 from brainldm.evaluation.measures.backend import Backend, Measured
-from brainldm.evaluation.measures.run import LOG, default_folder, label_dataset, measure_dataset
+from brainldm.evaluation.measures.run import default_folder, label_dataset, measure_dataset
 from brainldm.evaluation.measures.weight_free import WeightFree
 from brainldm.population.population import write_population
 from brainldm.runtime.errors import Stopped, UserError
@@ -125,11 +126,26 @@ def test_a_stopped_run_goes_on(data, tmp_path):
     with pytest.raises(Stopped, match="2 images to measure"):
         measure_dataset(data, out, stopping)
     assert not (out / "volumes.tsv").exists()
-    with open(out / LOG, "a") as log:
+    with open(out / "measured.jsonl", "a") as log:
         log.write('{"name": "sub-2_ses-b", "volu')  # as a kill leaves it
     summary = measure_dataset(data, out, Counting())
     assert summary.done_now == 2 and len(rows_of(out / "volumes.tsv")) == 3
-    assert len((out / LOG).read_text().splitlines()) == 3
+    assert len((out / "measured.jsonl").read_text().splitlines()) == 3
+
+
+def test_shards_share_a_folder(data, tmp_path):
+    """The last one writes the tables, which are those of one run; a run of all has nothing left to do."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    first = measure_dataset(data, out, Counting(), shard=(1, 2))
+    assert (first.total, first.done_now, first.complete) == (3, 2, False) and not (out / "volumes.tsv").exists()
+    with locked(out, "brainldm.lock-1-of-2"):  # another shard at work is no hindrance
+        last = measure_dataset(data, out, Counting(), shard=(2, 2))
+    assert (last.measured, last.done_now, last.complete) == (3, 1, True)
+    measure_dataset(data, whole, Counting())
+    assert (out / "volumes.tsv").read_bytes() == (whole / "volumes.tsv").read_bytes()
+    assert measure_dataset(data, out, Counting()).done_now == 0
+    with pytest.raises(UserError, match="1/2 to 2/2"):
+        measure_dataset(data, out, Counting(), shard=(3, 2))
 
 
 def test_missing_covariates_are_filled_in(data, tmp_path):
@@ -144,6 +160,13 @@ def test_missing_covariates_are_filled_in(data, tmp_path):
     assert rows[0]["brain_ml"] == volumes[0]["brain_ml"] != "n/a" and rows[2]["brain_ml"] == "n/a"
     described = json.loads((tmp_path / "filled" / "participants.json").read_text())
     assert described["ventricles_ml"]["Units"] == "mL"
+    wanted = Covariates(tuple(item for item in Covariates() if item.name in ("age", "ventricles_ml")))
+    with pytest.raises(UserError, match="ventricles_ml is missing"):
+        read_dataset(data, wanted)
+    for name in ("participants.tsv", "participants.json"):
+        shutil.copy(tmp_path / "filled" / name, data / name)
+    found = [scan.covariates["ventricles_ml"] for scan in read_dataset(data, wanted)]
+    assert found == [float(row["ventricles_ml"]) for row in rows]
 
 
 def test_an_image_that_cannot_be_measured_has_its_reason(data, tmp_path):
@@ -182,7 +205,7 @@ def test_label_maps_beside_the_images(data):
     beside = image_of(data, "sub-2").with_name("sub-2_ses-b_space-MNI152NLin2009aSym_desc-counting1_dseg.nii.gz")
     expected = read_volume(image_of(data, "sub-2")).data
     assert np.array_equal(read_volume(beside).data, (expected - expected.min()) / np.ptp(expected) > 0.5)
-    assert (data / "desc-counting1_dseg.tsv").is_file() and not (data / LOG).exists()
+    assert (data / "desc-counting1_dseg.tsv").is_file() and not list(data.glob("measure*"))
 
 
 def test_what_cannot_work_is_refused(data, tmp_path):

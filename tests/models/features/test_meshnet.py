@@ -51,6 +51,15 @@ def test_dilated_convolution_is_that_of_xla(dilation):
     np.testing.assert_allclose(jax.jit(dilated_conv3d, static_argnums=2)(x, kernel, dilation), expected, atol=2e-5)
 
 
+def test_large_images_by_the_other_way(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 8, 7, 9, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 3, 2)).astype(np.float32)
+    expected = dilated_conv3d(x, kernel, 2)
+    monkeypatch.setattr("brainldm.models.features.meshnet._MANY_VOXELS", 0)
+    np.testing.assert_allclose(dilated_conv3d(x, kernel, 2), expected, atol=2e-5)
+
+
 def test_network_applies_each_layers_activation():
     rng = np.random.default_rng(0)
     kernels, biases = random_parts(rng, LAYERS)
