@@ -30,7 +30,7 @@ PROGRAMS = {
     "encode": {"config": "paper_autoencoder", "program": "encode"},
     "unet": {"config": "paper_ldm", "program": "sample", "changes": {"sampling.num_steps": 1}},
     "train_autoencoder": {"config": "paper_autoencoder", "program": "train", "batch": 1, "tpu": ON_TPUS},
-    "train_diffusion": {"config": "paper_ldm", "program": "train", "batch": 1},
+    "train_diffusion": {"config": "paper_ldm", "program": "train", "batch": 4, "tpu": {"batch": 1}},
 }
 NAMES = {
     "decode": "decode",

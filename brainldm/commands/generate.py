@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.generation.conditions import draw_conditions, read_conditions
     from brainldm.generation.dataset import Settings, generate
     from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.planning.advice import device_memory, generation_advice
     from brainldm.runtime.compiled_programs import keep_programs
+    from brainldm.runtime.console import log
     from brainldm.weights.model_folder import load_model
 
     refuse_silent_cpu()
@@ -113,6 +115,8 @@ def run(options: argparse.Namespace) -> None:
         rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
     else:
         rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
+    if said := generation_advice(model.spec, options.batch_size, device_memory()):
+        log(said)
     generate(model, options.out, rows, settings)
     if backend is not None:
         _write_labels(options.out, backend)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from brainldm.planning.chips import GB, GPU_SHARE, find_chip
@@ -19,6 +21,12 @@ from brainldm.training.flags import load_config
 
 RUNGS = (8, 12, 16, 24, 40, 80, 141)
 """Memory of the GPUs, in GB as they are sold."""
+
+VOLUMES = 1000
+"""What a table of generation is for; training is for the steps of the published recipe."""
+
+KEPT = Path(__file__).with_name("ladder.json")
+"""The ladder that `brainldm plan --ladder --json` made, which `train` and `generate` look things up in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +116,8 @@ def make_ladder(
                 presets.append(_entry(preset, add_verdict(result, found, utilisation)))
                 if presets[-1]["bytes"] <= usable(min(rungs)):
                     break
-        ladder["works"][name] = {"config": work.config, "program": work.program, "presets": presets}
+        rows = config.num_steps * config.batch_size if work.program == "train" else VOLUMES
+        ladder["works"][name] = {"config": work.config, "program": work.program, "rows": rows, "presets": presets}
     return ladder
 
 
@@ -129,3 +138,8 @@ def _entry(preset: Preset, result: dict[str, Any]) -> dict[str, Any]:
 def first_fitting(presets: Sequence[dict[str, Any]], memory: float) -> dict[str, Any] | None:
     """The first preset that needs no more than `memory` bytes on a device."""
     return next((preset for preset in presets if preset["bytes"] <= memory), None)
+
+
+def kept_ladder() -> dict[str, Any]:
+    """The ladder that belongs to this version of the networks."""
+    return json.loads(KEPT.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from brainldm.planning.ladder import first_fitting, usable
+from brainldm.planning.ladder import VOLUMES, first_fitting, usable
 from brainldm.planning.search import flags
 from brainldm.reports.text import text_table
 from brainldm.runtime.format import format_duration
@@ -14,7 +14,7 @@ _WHAT = {
     "train_autoencoder": "autoencoder, training",
     "train_diffusion": "diffusion, training",
 }
-_HEAD = ("GPU of", "program", "with", "needs a GPU", "a step at least", "expected")
+_HEAD = ("GPU of", "program", "with", "memory a GPU", "a step at least", "expected", "in all")
 
 
 def ladder_report(ladder: dict[str, Any]) -> str:
@@ -23,7 +23,7 @@ def ladder_report(ladder: dict[str, Any]) -> str:
         f"The paper's networks at full size, bfloat16, compiled for {ladder['chip']} with jax {ladder['jax']} on "
         f"{ladder['date']}; nothing was run.",
         f"Times are those of an {ladder['chip']}, expected at {ladder['utilisation']:.0%} of its peak, whatever the "
-        "memory.",
+        f"memory. In all: the published recipe, or {VOLUMES:,} volumes.",
         "",
     ]
     return "\n".join([*lines, *text_table(ladder_rows(ladder), _HEAD, indent=0)])
@@ -41,18 +41,19 @@ def ladder_rows(ladder: dict[str, Any]) -> list[tuple[str, ...]]:
     for rung in ladder["rungs"]:
         for name, work in ladder["works"].items():
             preset = first_fitting(work["presets"], usable(rung))
-            rows.append((f"{rung} GB", _WHAT.get(name, name), *_cells(preset)))
+            rows.append((f"{rung} GB", _WHAT.get(name, name), *_cells(preset, work["rows"])))
     return rows
 
 
-def _cells(preset: dict[str, Any] | None) -> tuple[str, ...]:
+def _cells(preset: dict[str, Any] | None, rows: int) -> tuple[str, ...]:
     if preset is None:
-        return "none of the presets fits", "", "", ""
+        return "none of the presets fits", "", "", "", ""
     return (
         preset_text(preset),
         f"{preset['bytes'] / 1e9:.3g} GB",
         format_duration(preset["at_least"], fine=True),
         format_duration(preset["expected"], fine=True),
+        format_duration(preset["expected"] * rows / preset["batch"]),
     )
 
 

@@ -1,13 +1,21 @@
-"""The ladder of memory: presets compiled until one fits, and the first that fits each rung."""
+"""The ladder of memory, and the line that `train` and `generate` say of the GPU at hand."""
 
 import json
 
 import pytest
 
 from brainldm.cli import main
-from brainldm.planning import ladder
-from brainldm.planning.ladder import Preset, Work, first_fitting, make_ladder, usable
+from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
+from brainldm.planning import advice, ladder
+from brainldm.planning.advice import generation_advice, training_advice
+from brainldm.planning.ladder import Preset, Work, first_fitting, kept_ladder, make_ladder, usable
 from brainldm.planning.ladder_report import ladder_markdown, ladder_report
+from brainldm.runtime.errors import UserError
+from brainldm.training.flags import load_config
+from brainldm.training.restore import autoencoder_arguments
+from brainldm.volumes.grids import training_grid
+from brainldm.weights.model_folder import ModelSpec
 
 GB = 1e9
 
@@ -68,10 +76,83 @@ def test_each_rung_has_the_first_preset_that_fits(made):
     assert [first_fitting(presets, usable(rung))["bytes"] / GB for rung in (5, 8, 12)] == [4, 6, 10]
     assert first_fitting(presets, 1 * GB) is None
     text, markdown = ladder_report(made), ladder_markdown(made)
-    for rows in (text, markdown):
-        assert "one GPU, batch 1, --config.model.remat='(0,)'" in " ".join(rows.split())
-        assert "none of the presets fits" in rows
+    assert (
+        "| 8 GB | autoencoder, training | one GPU, batch 1, --config.model.remat='(0,)' | 6 GB | 1 s | 2 s |"
+        in markdown
+    )
+    assert "none of the presets fits" in markdown and "none of the presets fits" in text
     assert "nothing was run" in text and markdown.count("\n") == 2 + 3 * 3 - 1
+
+
+@pytest.fixture
+def kept(made, monkeypatch):
+    monkeypatch.setattr(advice, "kept_ladder", lambda: made)
+    return made
+
+
+def _config(**changes):
+    return load_config("paper_autoencoder", {"data.path": "people", **changes})
+
+
+def test_training_hears_what_fits(kept):
+    said = training_advice(_config(), 20 * GB, 1)
+    assert "takes about 9.31 GiB of the GPU's 18.6 GiB and fits" in said
+    said = training_advice(_config(), 7 * GB, 1)
+    assert "will probably not fit" in said and "one GPU, batch 1, --config.model.remat='(0,)'" in said
+    assert "none of the presets fits" in training_advice(_config(), 1 * GB, 1)
+    # 2 GB that do not grow, and half of 8 for a volume.
+    assert "5.59 GiB" in training_advice(_config(**{"model.remat": (0,)}), 7 * GB, 1)
+    # Two volumes on each of two devices, 2 mm: an eighth of 8 GB each.
+    halved = _config(batch_size=4, **{"data.spacing_mm": 2})
+    assert "takes about 3.73 GiB" in training_advice(halved, 7 * GB, 2)
+
+
+def test_training_hears_nothing_of_what_is_not_known(kept):
+    assert training_advice(_config(), None, 1) is None
+    assert training_advice(_config(**{"model.channels": (64, 128, 128)}), 7 * GB, 1) is None
+    assert training_advice(_config(**{"model.dtype": "float32"}), 7 * GB, 1) is None
+    assert training_advice(_config(**{"mesh.space": 2}), 7 * GB, 2) is None
+    with pytest.raises(UserError, match=r"config\.batch_size"):
+        training_advice(_config(batch_size=0), 7 * GB, 1)
+
+
+def _spec(**changes):
+    config = load_config("paper_ldm")
+    return ModelSpec(
+        autoencoder=autoencoder_arguments(config),
+        unet={**config.model.to_dict(), **changes},
+        schedule={},
+        prediction="epsilon",
+        latent_scale=1.0,
+        sampling=Sampling(2),
+        grid=training_grid(1),
+        covariates=Covariates(),
+        provenance={},
+    )
+
+
+def test_generation_hears_which_batch_fits(kept):
+    assert generation_advice(_spec(), 4, None) is None
+    assert generation_advice(_spec(channels=(4,)), 4, 40 * GB) is None
+    assert "drawing 4 at once takes about 31.7 GiB" in generation_advice(_spec(), 4, 40 * GB)
+    assert "will probably not fit" in generation_advice(_spec(), 4, 20 * GB)
+    assert "--batch-size 2 would." in generation_advice(_spec(), 4, 20 * GB)
+    assert "Nor does one" in generation_advice(_spec(), 4, 5 * GB)
+
+
+def test_without_a_gpu_nothing_is_said():
+    assert advice.device_memory() is None
+
+
+def test_the_kept_ladder_is_of_the_packaged_configs():
+    """What it was compiled from is there under its name, and every work has a preset for a GPU of 80 GB."""
+    found = kept_ladder()
+    assert set(found["works"]) == set(ladder.WORKS) and found["rungs"] == list(ladder.RUNGS)
+    for name, work in found["works"].items():
+        assert (work["config"], work["program"]) == (ladder.WORKS[name].config, ladder.WORKS[name].program)
+        assert first_fitting(work["presets"], usable(80)) is not None
+        assert all(preset["fixed"] < preset["bytes"] for preset in work["presets"])
+        load_config(work["config"], work["presets"][-1]["changes"])
 
 
 def test_the_command_prints_the_ladder(made, capsys):
