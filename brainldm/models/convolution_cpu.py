@@ -76,8 +76,8 @@ def planes(x: jax.Array, kernel: jax.Array, padding: Padding, strides: tuple = (
     large = batch * depth_out * prod(plane[:2]) * kernel.shape[-1] > _LARGE
     total = None
     for offset in range(size):
-        planes = x[:, offset : offset + strides[0] * (depth_out - 1) + 1 : strides[0]].reshape(-1, *plane)
-        part = _plane(planes, kernel[offset], padding[1:], strides[1:])
+        seen = x[:, offset : offset + strides[0] * (depth_out - 1) + 1 : strides[0]].reshape(-1, *plane)
+        part = _plane(seen, kernel[offset], padding[1:], strides[1:])
         total = part if total is None else total + part
         if large:
             x, total = lax.optimization_barrier((x, total))
