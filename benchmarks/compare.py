@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrainldmError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"benchmarks: {error.filename}: {error.strerror}. Give another path.", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("benchmarks: stopped; nothing was written.", file=sys.stderr)
         return Stopped.exit_code

@@ -17,11 +17,12 @@ HEAD = (
     "seconds",
     "min to max",
     "/ ours",
+    "processor s",
     "first call",
     "peak GiB",
     "TFLOP",
     "GB",
-    "of ceiling",
+    "of ceiling, TFLOP/s",
     "rel. L2",
 )
 
@@ -43,6 +44,7 @@ def lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
     work += f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
     work += f", {row['note']}" if row["note"] else ""
     difference = "" if row["relative_l2"] is None else f"{row['relative_l2']:.0e}"
+    ceiling = f" of {row['ceiling_flops_per_second'] / 1e12:.3g}"
     ours = row["libraries"].get("brainldm")
     return [
         (
@@ -52,11 +54,12 @@ def lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{of['median_s']:.3g}",
             f"{of['min_s']:.3g} to {of['max_s']:.3g}",
             f"{of['median_s'] / ours['median_s']:.2f}" if ours and of is not ours else "",
+            f"{of['processor_s']:.3g}",
             f"{of['first_call_s']:.3g}",
             f"{of['peak_bytes'] / 2**30:.2f}",
             _number(of["flops"], 1e12),
             _number(of["bytes"], 1e9),
-            f"{of['share_of_ceiling']:.0%}",
+            f"{of['share_of_ceiling']:.0%}{ceiling if number == 0 else ''}",
             difference if number == 0 else "",
         )
         for number, (name, of) in enumerate(row["libraries"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -19,8 +20,9 @@ from brainldm.runtime.format import format_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}
-"""Relative L2 by which results may differ: more, and the libraries do not do the same work."""
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+"""Relative L2 by which results may differ: more, and the libraries do not do the same work. Gradients of an absolute
+difference jump where it is near zero, so rounding shows in them a hundred times more than in outputs."""
 
 
 class Worker:
@@ -45,7 +47,8 @@ class Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):  # of a process that ended with words unread
+            self._process.stdin.close()
         self._process.kill()
         self._process.wait()
 
@@ -73,12 +76,13 @@ class Worker:
 def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> dict[str, Any]:
     """Run a case through all workers in turns, once their results agree.
 
-    Returns {"case", "shape", "batch", "dtype", "note", "relative_l2" (None with one library), "libraries": {name:
-    figures}}. Raises BrainldmError when results differ.
+    Returns {"case", "shape", "steps", "guidance", "dtype", "note", "load_average" (of the machine, before),
+    "ceiling_flops_per_second", "relative_l2" (None with one library), "libraries": {name: figures}}. Raises
+    BrainldmError when results differ.
     """
-    found: dict[str, dict[str, Any]] = {worker.library: {"times": []} for worker in workers}
-    for worker in workers:
-        found[worker.library].update(ceiling=worker.ask("ceiling")["flops_per_second"])
+    found: dict[str, dict[str, Any]] = {worker.library: {"times": [], "processor": []} for worker in workers}
+    load = os.getloadavg()[0]
+    ceilings = [worker.ask("ceiling")["flops_per_second"] for worker in workers]
     monai = [worker for worker in workers if worker.library != "brainldm"]
     if monai:
         monai[0].ask("weights", case=index)
@@ -98,8 +102,9 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
         for worker in workers:
             turn, figures = worker.ask("again"), found[worker.library]
             figures["times"] += turn["seconds"]
+            figures["processor"].append(turn["processor"])
             figures["peak"] = max(figures["peak"], turn["peak_bytes"])
-    ceiling = max(figures.pop("ceiling") for figures in found.values())
+    ceiling = max(ceilings + [worker.ask("ceiling")["flops_per_second"] for worker in workers])
     return {
         "case": case.work,
         "shape": format_shape(case.shape),
@@ -107,6 +112,7 @@ def compare(workers: Sequence[Worker], case: Case, index: int, rounds: int) -> d
         "guidance": case.guidance,
         "dtype": case.dtype,
         "note": case.note,
+        "load_average": load,
         "ceiling_flops_per_second": ceiling,
         "relative_l2": difference,
         "libraries": {name: _figures(figures, ceiling) for name, figures in found.items()},
@@ -121,6 +127,7 @@ def _figures(found: dict[str, Any], ceiling: float) -> dict[str, Any]:
         "min_s": min(times),
         "max_s": max(times),
         "times_s": times,
+        "processor_s": statistics.median(found["processor"]),
         "first_call_s": found["first"],
         "peak_bytes": found["peak"],
         "peak_is_of_the_work_alone": found["memory_since_prepared"],

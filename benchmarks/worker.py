@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -87,10 +88,11 @@ class Session:
         return {"results": str(path), **costs}
 
     def again(self) -> dict[str, Any]:
-        begun, seconds = time.perf_counter(), []
+        begun, spent, seconds = time.perf_counter(), time.process_time(), []
         while not seconds or time.perf_counter() - begun < SECONDS_A_TURN:
             seconds.append(_timed(self.work.again))
-        return {"seconds": seconds, "peak_bytes": self.library.peak_bytes() or _peak()}
+        processor = (time.process_time() - spent) / len(seconds)
+        return {"seconds": seconds, "processor": processor, "peak_bytes": self.library.peak_bytes() or _peak()}
 
 
 def _timed(function: Callable[[], None]) -> float:
@@ -117,6 +119,7 @@ def _forget_peak() -> bool:
 
 def main(name: str, device: str, size: str, threads: str, folder: str) -> None:
     """Answer requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever a library prints goes to standard error
 

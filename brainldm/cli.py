@@ -10,13 +10,25 @@ import sys
 from collections.abc import Callable, Sequence
 
 from brainldm import __version__
-from brainldm.commands import check, convert, demo, evaluate, export, generate, plan, population, prepare, train
+from brainldm.commands import (
+    check,
+    convert,
+    demo,
+    evaluate,
+    export,
+    generate,
+    measure,
+    plan,
+    population,
+    prepare,
+    train,
+)
 from brainldm.runtime.errors import BrainldmError, Stopped
 from brainldm.runtime.signals import stop_at_once
 
 EXIT_CODES = """exit codes: 0 done; 1 a failure of ours; 2 a mistake in what was asked, with a message that says
-what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train and prepare then go on with the same command; the others
-begin anew, and say what they have left."""
+what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train, prepare and measure then go on with the same command; the
+others begin anew, and say what they have left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for command in (demo, population, prepare, check, train, plan, export, convert, generate, evaluate):
+    for command in (demo, population, prepare, check, train, plan, export, convert, generate, measure, evaluate):
         command.add(add_command)
     return parser
 

@@ -14,8 +14,8 @@ not published.
 Chosen here: bfloat16 computation where the public code has float16 with loss scaling; no random flips (the public code
 mirrors half of the volumes: --config.data.augment.flip_probability=0.5), because brains are not symmetric.
 
-Expected figure: not measured (no run at full size yet). docs/scaling.md says what a step needs: 80.5 TFLOP a volume, by
-the compiler's count.
+Expected figure: not measured (no run at full size yet). docs/scaling.md says what a step needs: 62.8 TFLOP a volume
+in convolutions and products.
 
 `:tiny` keeps the recipe and shrinks volumes (4 mm), networks and steps, for tests; feature matching then stands in for
 LPIPS, whose weights cannot be shipped.

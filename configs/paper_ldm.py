@@ -15,8 +15,8 @@ scans as they are, encoded once (the public code encodes randomly changed scans 
 --config.latents.variants=4 --config.latents.sample=True and the changes of configs/paper_autoencoder.py), a
 moving average of the weights with decay 0.9999, gradient clipping at 1, bfloat16 computation.
 
-Expected figure: not measured (no run at full size yet). docs/scaling.md says what a step needs: 4.43 TFLOP a latent, by
-the compiler's count.
+Expected figure: not measured (no run at full size yet). docs/scaling.md says what a step needs: 4.32 TFLOP a latent in
+convolutions and products.
 
 `:tiny` keeps the recipe and shrinks networks and steps, for tests.
 """

@@ -33,6 +33,4 @@ settings() {
         cpu) return ;; # XLA's defaults
         *) mistake "BRAINLDM_PLATFORM=$1: the platforms are cpu, gpu and tpu." ;;
     esac
-    # A run that starts again does not compile again. Code is loaded from here: keep it private to the user.
-    echo "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/brainldm/xla}"
 }

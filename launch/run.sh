@@ -23,8 +23,5 @@ if [[ "$dry_run" == yes ]]; then
     exit
 fi
 if [[ ! -x "$venv/bin/brainldm" ]]; then mistake "$venv/bin/brainldm is missing. Run launch/setup.sh first."; fi
-if [[ -n "$found" ]]; then
-    export "${variables[@]}"
-    (umask 077 && mkdir -p "$JAX_COMPILATION_CACHE_DIR")
-fi
+if [[ -n "$found" ]]; then export "${variables[@]}"; fi
 exec "$venv/bin/brainldm" "$@"

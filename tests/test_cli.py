@@ -193,6 +193,8 @@ GENERATE_MISTAKES = {
         ["--participants", "x.tsv", "--age", "50"],
         "exclude each other",
     ),
+    "weights of labels": (lambda m: None, ["--label-weights", "w.h5"], "Add --labels"),
+    "no weights of labels": (lambda m: None, ["--labels", "--label-weights", "absent.h5"], "no file absent.h5"),
     "changed weights": (lambda m: corrupt(m / "unet.safetensors"), [], "SHA-256"),
     "not a model": (lambda m: (m / "SHA256SUMS").unlink(), [], "no readable SHA256SUMS"),
     "no model": (lambda m: shutil.rmtree(m), [], "no such folder"),
@@ -205,6 +207,16 @@ def test_mistakes_in_generation(mistake, model, tmp_path, capsys):
     change(model)
     check_refusal(capsys, generate(model, tmp_path / "out", *more), said)
     assert not (tmp_path / "out").exists()
+
+
+def test_label_maps_beside_generated_brains(model, tmp_path, capsys):
+    """An image in which no brain is found, as untrained networks make them, has none, and the log says so."""
+    assert main([*generate(model, tmp_path / "out"), "--labels"]) == 0
+    log = capsys.readouterr().err
+    for image in (tmp_path / "out").glob("sub-*/anat/*_T1w.nii.gz"):
+        name = image.name.removesuffix("_T1w.nii.gz")
+        assert (image.parent / f"{name}_desc-weightfree_dseg.nii.gz").exists() != (f"{name} has no label map" in log)
+    assert (tmp_path / "out/desc-weightfree_dseg.tsv").read_text().endswith("1\tlateral ventricles\n")
 
 
 def test_a_model_of_a_later_version(model, tmp_path, capsys):

@@ -118,6 +118,9 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from brainldm.runtime.compiled_programs import keep_programs
+
+    keep_programs()
     figures = demo(options.out, TINY if options.tiny else FULL)
     if options.json:
         print(json.dumps(figures, indent=1))

@@ -6,6 +6,8 @@ import argparse
 import json
 from collections.abc import Callable
 
+from brainldm.commands.arguments import positive, seed
+
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
@@ -19,6 +21,11 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("real", metavar="REAL", help="BIDS dataset on the same grid")
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--model", metavar="MODEL", help="adds its reconstructions and a sweep of one condition")
+    parser.add_argument("--med3d", metavar="FILE", help="Med3D checkpoint whose features FID is taken on")
+    parser.add_argument(
+        "--pairs", type=positive, default=1000, metavar="N", help="pairs compared by SSIM (default: 1000)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of pairs and intervals (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(makes="out")
 
@@ -27,9 +34,19 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.evaluation.report import evaluate, summary_lines
     from brainldm.generation.illustrations import illustrate
     from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.runtime.compiled_programs import keep_programs
 
     if options.model:
         refuse_silent_cpu()
+    keep_programs()
     illustrations = illustrate(options.model, options.real) if options.model else {}
-    figures = evaluate(options.synthetic, options.real, options.out, **illustrations)
+    figures = evaluate(
+        options.synthetic,
+        options.real,
+        options.out,
+        max_pairs=options.pairs,
+        med3d=options.med3d,
+        seed=options.seed,
+        **illustrations,
+    )
     print(json.dumps(figures, indent=1) if options.json else "\n".join(summary_lines(figures)))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from brainldm.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from brainldm.evaluation.measures.backend import Backend
 
 # Flags of `generate` that name one condition each, with the column they fill.
 _CONDITION_FLAGS = {"age": "age", "sex": "sex", "ventricles-ml": "ventricles_ml", "brain-ml": "brain_ml"}
@@ -49,16 +54,27 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         default=4,
         help="brains drawn at once; it decides last digits (default 4)",
     )
+    parser.add_argument(
+        "--labels", action="store_true", help="write a label map beside each brain: without weights, of the ventricles"
+    )
+    parser.add_argument(
+        "--label-weights", metavar="FILE", help="of SynthSeg or MeshNet, for --labels (as `measure --weights` takes)"
+    )
     parser.set_defaults(makes="out")
 
 
 def run(options: argparse.Namespace) -> None:
+    from brainldm.evaluation.measures.backends import open_backend
     from brainldm.generation.conditions import draw_conditions, read_conditions
     from brainldm.generation.dataset import Settings, generate
     from brainldm.parallel.devices import refuse_silent_cpu
+    from brainldm.planning.advice import device_memory, generation_advice
+    from brainldm.runtime.compiled_programs import keep_programs
+    from brainldm.runtime.console import log
     from brainldm.weights.model_folder import load_model
 
     refuse_silent_cpu()
+    keep_programs()
     named = {
         column: value
         for flag, column in _CONDITION_FLAGS.items()
@@ -77,6 +93,9 @@ def run(options: argparse.Namespace) -> None:
             f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, make datasets with different "
             "seeds."
         )
+    if options.label_weights and not options.labels:
+        raise UserError("--label-weights are of label maps, which are not asked for. Add --labels, or leave them out.")
+    backend = open_backend(None, options.label_weights) if options.labels else None
     asked = {
         "num_steps": options.steps,
         "eta": options.eta,
@@ -96,4 +115,25 @@ def run(options: argparse.Namespace) -> None:
         rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
     else:
         rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
+    if said := generation_advice(model.spec, options.batch_size, device_memory()):
+        log(said)
     generate(model, options.out, rows, settings)
+    if backend is not None:
+        _write_labels(options.out, backend)
+
+
+def _write_labels(out: str, backend: Backend) -> None:
+    from brainldm.evaluation.measures.run import label_dataset
+    from brainldm.runtime.console import Progress, log
+
+    counter: list[Progress] = []
+
+    def progress(done: int, total: int) -> None:
+        if not counter:
+            counter.append(bars.enter_context(Progress("labels", total, done)))
+        counter[0](done)
+
+    with contextlib.ExitStack() as bars:
+        missing = label_dataset(out, backend, progress)
+    for name, reason in missing.items():
+        log(f"{name} has no label map: {reason}")

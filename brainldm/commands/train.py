@@ -38,10 +38,19 @@ def train(arguments: Sequence[str]) -> None:
         return
     config, workdir = parse(arguments)
     # Only now: the process that looks after another one needs neither the config nor JAX.
+    import jax
+
     from brainldm.parallel import devices, distributed
+    from brainldm.planning.advice import device_memory, training_advice
+    from brainldm.runtime.compiled_programs import keep_programs
+    from brainldm.runtime.console import log
     from brainldm.training import loop
 
     if launch is not None:
         distributed.start(launch, config.heartbeat_seconds)
     devices.refuse_silent_cpu()
+    keep_programs()
+    said = training_advice(config, device_memory(), jax.device_count())
+    if said and distributed.is_primary():
+        log(said)
     loop.train(config, workdir)

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# network(x_t [B, ...], t [B], c: arrays [B, ...]) -> what it predicts [B, ...]
-ConditionalNetwork = Callable[[jax.Array, jax.Array, Any], jax.Array]
+# network(x_t [B, ...], t: arrays [B, ...], c: arrays [B, ...]) -> what it predicts [B, ...]
+ConditionalNetwork = Callable[[jax.Array, Any, Any], jax.Array]
 
 
 def guided(network: ConditionalNetwork, null: Any, scale: float | jax.Array) -> ConditionalNetwork:
@@ -24,14 +24,17 @@ def guided(network: ConditionalNetwork, null: Any, scale: float | jax.Array) -> 
     if isinstance(scale, (int, float)) and scale == 1:
         return network
 
-    def guided_network(x: jax.Array, t: jax.Array, c: Any) -> jax.Array:
+    def guided_network(x: jax.Array, t: Any, c: Any) -> jax.Array:
         batch = x.shape[0]
+
+        def twice(array: jax.Array) -> jax.Array:
+            return jnp.repeat(array, 2, axis=0)
 
         def with_null(c: jax.Array, null: jax.Array) -> jax.Array:
             return jnp.stack([c, jnp.broadcast_to(null, c.shape)], axis=1).reshape(2 * batch, *c.shape[1:])
 
         both = jax.tree.map(with_null, c, null)
-        output = network(jnp.repeat(x, 2, axis=0), jnp.repeat(t, 2, axis=0), both).astype(jnp.float32)
+        output = network(twice(x), jax.tree.map(twice, t), both).astype(jnp.float32)
         pairs = output.reshape(batch, 2, *output.shape[1:])
         cond, uncond = pairs[:, 0], pairs[:, 1]
         excess = jnp.asarray(scale, jnp.float32) - 1.0

@@ -5,6 +5,7 @@ Symbols: x_0 a clean latent, eps the noise, a = alpha_bar_t, b = 1 - a, x_t = sq
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from brainldm.runtime.errors import UserError
 
 PREDICTIONS = ("epsilon", "velocity", "x0")
 
-# network(x_t [B, ...], t [B]) -> what it predicts [B, ...]
-Network = Callable[[jax.Array, jax.Array], jax.Array]
+# network(x_t [B, ...], t [B], or a pytree of arrays [B, ...] that stands for it) -> what it predicts [B, ...]
+Network = Callable[[jax.Array, Any], jax.Array]
 
 # denoise(x [B, ...], i) -> (x_0, eps) that the network believes in at level i of a chain, [B, ...] float32 each
 Denoise = Callable[[jax.Array, int | jax.Array], tuple[jax.Array, jax.Array]]
@@ -67,16 +68,19 @@ def to_x0_and_noise(
     return alpha * x_t - sigma * output, alpha * output + sigma * x_t
 
 
-def denoiser(network: Network, chain: Chain, prediction: str) -> Denoise:
+def denoiser(network: Network, chain: Chain, prediction: str, times: Any = None) -> Denoise:
     """What a sampler calls: the network at the levels of a chain, its output read as (x_0, eps).
 
-    Raises UserError for an unknown prediction type.
+    times: what the network gets in place of the time steps of the chain, a pytree of arrays [n, ...], such as their
+    embeddings. Raises UserError for an unknown prediction type.
     """
     check_prediction(prediction)
     t, a, b = map(jnp.asarray, chain)
+    times = t if times is None else times
 
     def denoise(x: jax.Array, i: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-        output = network(x, jnp.broadcast_to(t[i], x.shape[:1]))
+        rows = jax.tree.map(lambda steps: jnp.broadcast_to(steps[i], (x.shape[0], *steps.shape[1:])), times)
+        output = network(x, rows)
         return to_x0_and_noise(prediction, output, x, a[i], b[i])
 
     return denoise

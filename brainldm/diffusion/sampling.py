@@ -83,18 +83,25 @@ def sample_latents(
 ) -> jax.Array:
     """Scaled latents [B, *latent_shape] for normalised conditions c [B, K]; `keys` [B] decide each sample's noise.
 
-    `constrain` keeps arrays [B, ...] sharded over devices as they are. Raises UserError for more steps than the
-    schedule has.
+    What no step changes is computed once, before the loop, by the methods of `unet` (a `DiffusionUNet`) for it: its
+    parameters in the type that they are read in, and what it makes of the time steps and of the conditions. `constrain`
+    keeps arrays [B, ...] sharded over devices as they are. Raises UserError for more steps than the schedule has.
     """
-    variables = {"params": params}
+    variables = {"params": unet.cast_params(params)}
 
-    def network(x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        return constrain(unet.apply(variables, constrain(x), t, c))
+    def network(x: jax.Array, t: Any, c: Any) -> jax.Array:
+        return constrain(unet.apply(variables, constrain(x), t, c, method="predict"))
 
-    null = unet.apply(variables, method="null_conditions")
-    guided_network = guided(network, null, sampling.guidance)
+    def project(c: jax.Array) -> Any:
+        return unet.apply(variables, c, method="project_conditions")
+
+    conditions = project(c)
+    if sampling.guidance != 1:
+        null = project(unet.apply(variables, method="null_conditions")[None])
+        network = guided(network, jax.tree.map(lambda row: row[0], null), sampling.guidance)
     chain = make_chain(schedule, sampling.num_steps, sampling.spacing)
-    denoise = denoiser(lambda x, t: guided_network(x, t, c), chain, prediction)
+    times = unet.apply(variables, jnp.asarray(chain.t), method="embed_times")
+    denoise = denoiser(lambda x, t: network(x, t, conditions), chain, prediction, times)
     x = constrain(initial_noise(keys, latent_shape))
     # Hidden from the compiler, which would else fold the number into other roundings than those of a traced eta.
     eta = jax.lax.optimization_barrier(jnp.float32(sampling.eta)) if sampling.eta else 0.0

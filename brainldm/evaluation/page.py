@@ -17,6 +17,19 @@ _NAMES = {"ventricles_ml": "Ventricles", "brain_ml": "Brain"}
 _TITLES = {"ventricles_ml": "Lateral ventricles", "brain_ml": "Brain, normalised for head size"}
 _SETS = {"synthetic": "generated: requested against measured", "real": "real: label against measured"}
 _WORDS = {"synthetic": "generated", "real": "real"}
+_SIMILARITIES = {
+    "ms_ssim": "MS-SSIM",
+    "gradient_ssim": "4-G-R-SSIM",
+    "gradient_ssim_multi_scale": "4-G-R-SSIM, multi-scale",
+}
+_PAPER = (
+    ("LSGAN", "0.0231", "0.9997", "0.9969"),
+    ("VAE-GAN", "0.1576", "0.9671", "0.8719"),
+    ("LDM", "0.0076", "0.6555", "0.3883"),
+    ("LDM + DDIM", "0.0080", "0.6704", "0.3957"),
+    ("real images", "0.0005", "0.6536", "0.3909"),
+)
+"""Table 1 of Pinaya et al. 2022: FID on Med3D features, MS-SSIM, 4-G-R-SSIM over 1000 pairs of UK Biobank's grid."""
 
 
 def render(
@@ -31,6 +44,7 @@ def render(
         "brains": html.picture(plots.brains(scans["synthetic"], scans["real"], measured)),
         "reconstructions": html.picture(plots.reconstructed(reconstructions)) if reconstructions else None,
         "sweep": html.picture(plots.swept(sweep, figures["sweep"])) if sweep is not None else None,
+        "spectrum": html.picture(plots.spectra(figures["sharpness"])),
         "scatter": {title: html.picture(_scatter(name, title, scans, measured)) for name, title in _TITLES.items()},
     }
     return html.render(
@@ -43,6 +57,9 @@ def render(
             for name, words in figures["conditions"].items()
         ],
         variety=_variety(figures),
+        papers_table=_papers_table(figures),
+        features=_features(figures),
+        morphometry=_morphometry(figures),
     )
 
 
@@ -63,10 +80,55 @@ def _agreement(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def _papers_table(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of this evaluation, and below them the paper's own as quotations."""
+    rows = []
+    for which, words in (("synthetic", "generated, here"), ("real", "real against real, here")):
+        similar = (
+            format_interval(*(figures[measure][which][key] for key in ("mean", "low", "high")))
+            for measure in ("ms_ssim", "gradient_ssim")
+        )
+        rows.append((words, format_number(figures["features"][which]["frechet"], ".4g"), *similar))
+    return rows + [(f"{name}, the paper's", *cells) for name, *cells in _PAPER]
+
+
+def _features(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for which, words in (("synthetic", "generated against real"), ("real", "real against real (two halves)")):
+        found = figures["features"][which]
+        shares = found["manifolds"] or dict.fromkeys(("precision", "recall", "density", "coverage"))
+        rows.append(
+            (
+                words,
+                format_number(found["frechet"], ".4g") + ("" if found["determined"] else " (too few brains)"),
+                format_number(found["frechet_extrapolated"], ".4g"),
+                format_interval(**found["kernel"]) if found["kernel"] else "not determined",
+                *(format_number(shares[name], ".2f") for name in ("precision", "recall", "density", "coverage")),
+                f"{found['n'][0]} and {found['n'][1]}",
+            )
+        )
+    return rows
+
+
+def _morphometry(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            _NAMES.get(name, name),
+            *(f"{mean:.3g}" for mean in found["mean"]),
+            format_number(found["wasserstein"]),
+            format_number(found["standardised"]),
+            f"{found['n'][0]} and {found['n'][1]}",
+        )
+        for name, found in figures["morphometry"].items()
+    ]
+
+
 def _variety(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
-    for which, words in _WORDS.items():
-        found = figures["ms_ssim"][which]
-        means = (format_number(found[key], ".4f") for key in ("mean", "sd"))
-        rows.append((words, *means, *(str(found[key]) for key in ("pairs", "volumes", "scales"))))
+    for measure, name in _SIMILARITIES.items():
+        for which, words in _WORDS.items():
+            found = figures[measure][which]
+            mean = format_interval(*(found[key] for key in ("mean", "low", "high")))
+            counts = (str(found[key]) for key in ("pairs", "volumes", "scales"))
+            rows.append((f"{name}, {words}", mean, format_number(found["sd"], ".4f"), *counts))
     return rows

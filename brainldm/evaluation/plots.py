@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,6 +45,18 @@ def scatter(
     plain_axes(axes)
     axes.grid(alpha=0.2)
     axes.legend(frameon=False, fontsize=9)
+    return figure_to_image(figure)
+
+
+def spectra(sharpness: Mapping[str, Any]) -> Image.Image:
+    """Mean radial power spectra of generated and of real brains, on a logarithmic scale."""
+    figure = new_figure(7.2, 4.0, dpi=120)
+    axes = figure.add_subplot()
+    for which, words, colour in (("real", "real", GREY), ("synthetic", "generated", BLUE)):
+        axes.semilogy(sharpness[which]["frequencies_per_mm"], sharpness[which]["power"], color=colour, label=words)
+    axes.set(xlabel="frequency, cycles per mm", ylabel="mean power", title="Radial power spectrum")
+    axes.legend(frameon=False)
+    plain_axes(axes)
     return figure_to_image(figure)
 
 

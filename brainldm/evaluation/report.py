@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 import brainldm
+from brainldm.evaluation.comparisons import feature_distances, morphometry, sharpness, variety
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
+from brainldm.evaluation.feature_networks import feature_network
+from brainldm.evaluation.measures.head_size import registration_scale
 from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
 from brainldm.evaluation.metrics.conditioning import agreement_stats
-from brainldm.evaluation.metrics.ssim import ms_ssim, pairwise_ms_ssim, scales_for
+from brainldm.evaluation.metrics.ssim import ms_ssim, scales_for
 from brainldm.evaluation.page import render
 from brainldm.runtime.files import write_atomically, write_json
 from brainldm.runtime.format import format_interval, format_number
@@ -36,7 +39,8 @@ def evaluate(
     *,
     reconstructions: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     sweep: tuple[str, Sequence[float | str], Sequence[np.ndarray]] | None = None,
-    max_pairs: int = 200,
+    max_pairs: int = 1000,
+    med3d: str | Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def evaluate(
         real: its participants.tsv says what is known of each person; measured in the same way, as reference.
         reconstructions: pairs (real, reconstructed) of volumes [D, H, W] or [D, H, W, 1] on the same grid.
         sweep: a condition's name, its values and the volumes generated with everything else fixed.
-        max_pairs: the most pairs of volumes compared by MS-SSIM in each dataset.
+        max_pairs: the most pairs of volumes compared in each dataset (the paper: 1000).
+        med3d: checkpoint file of a Med3D network; without one, features are those of a random network, and say so.
         seed: of the draw of pairs and of the bootstrap.
         progress: called with (done, total, what) after each image or comparison.
 
@@ -57,18 +62,23 @@ def evaluate(
 
     Raises:
         UserError: for datasets that cannot be read or do not lie on one grid, a synthetic dataset without
-            requested volumes, or an `out` that holds something.
+            requested volumes, a `med3d` that is no Med3D checkpoint, or an `out` that holds something.
     """
+    network = feature_network(med3d)
     made, people = open_datasets(synthetic, real)
     grid = made.grid
     spacing = spacing_of(grid)
     with new_folder(out) as out:
-        steps = _Steps(len(made) + len(people), progress)
+        pairs = sum(min(len(scans) * (len(scans) - 1) // 2, max_pairs) for scans in (made, people))
+        steps = _Steps(2 * (len(made) + len(people)) + 3 * pairs, progress)
         measured = {
-            "synthetic": _measure_all(made, steps, "generated"),
-            "real": _measure_all(people, steps, "real"),
+            "synthetic": _measure_all(made, steps, "generated", not is_stand_in(synthetic)),
+            "real": _measure_all(people, steps, "real", not is_stand_in(real)),
         }
         scans = {"synthetic": made, "real": people}
+        similar = {
+            which: variety(one, max_pairs, seed, steps.of("comparing pairs of brains")) for which, one in scans.items()
+        }
         figures: dict[str, Any] = {
             "brainldm_version": brainldm.__version__,
             "grid": {"shape": list(grid.shape), "spacing_mm": spacing},
@@ -93,9 +103,15 @@ def evaluate(
                 ]
                 for which in scans
             },
-            "ms_ssim": {which: dataclasses.asdict(pairwise_ms_ssim(scans[which], max_pairs, seed)) for which in scans},
+            **{measure: {which: similar[which][measure] for which in scans} for measure in similar["real"]},
+            "features": feature_distances(made, people, network, seed, steps.of("features")),
+            "sharpness": sharpness(made, people, spacing, seed),
+            "morphometry": morphometry(
+                *({"ventricles_ml": _column(measured[which], "ventricles_ml")} for which in scans),
+                tuple(_column(measured[which], "icv_ml") for which in scans),
+            ),
             "reconstruction": _reconstruction_figures(reconstructions),
-            "sweep": _sweep_figures(sweep, grid),
+            "sweep": _sweep_figures(sweep, grid, not is_stand_in(synthetic)),
         }
         figures = _plain(figures)
         write_atomically(out / "measurements.tsv", _table(scans, measured).encode())
@@ -142,6 +158,7 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
             f"MS-SSIM among {words} brains: {format_number(found['mean'])} (sd {format_number(found['sd'])}, "
             f"{found['pairs']} pairs of {found['volumes']}, {found['scales']} scales)"
         )
+    lines.extend(_comparison_lines(figures))
     found = figures["reconstruction"]
     if found:
         lines.append(f"Reconstructions: MS-SSIM to the original {format_number(found['ms_ssim'])} (n = {found['n']})")
@@ -150,21 +167,51 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _comparison_lines(figures: dict[str, Any]) -> list[str]:
+    """Variety by gradients, distances of features and sharpness."""
+    lines = []
+    made, people = (figures["gradient_ssim"][which]["mean"] for which in ("synthetic", "real"))
+    lines.append(
+        f"4-G-R-SSIM (single scale) among generated brains: {format_number(made)}, among real ones: "
+        f"{format_number(people)}"
+    )
+    features = figures["features"]
+    for which, words in (("synthetic", "generated against real"), ("real", "real against real, two halves")):
+        found = features[which]
+        kernel = format_interval(**found["kernel"]) if found["kernel"] else "not determined"
+        few = "" if found["determined"] else f", too few brains for {features['features']} features"
+        lines.append(
+            f"{features['distance']}, {words}: {format_number(found['frechet'])}{few}; kernel distance {kernel} "
+            f"(n = {found['n'][0]} and {found['n'][1]})"
+        )
+    shares = [figures["sharpness"][which]["high_frequency_share"] for which in ("synthetic", "real")]
+    lines.append(
+        "Power in high frequencies: generated "
+        f"{format_interval(**shares[0])}, real {format_interval(**shares[1])} of all"
+    )
+    return lines
+
+
 class _Steps:
     def __init__(self, total: int, progress: Progress | None):
         self._done, self._total, self._progress = 0, total, progress
 
-    def one(self, what: str) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total, what)
+    def of(self, what: str) -> Callable[[int], None]:
+        """What counts further steps, called `what`."""
+
+        def count(steps: int) -> None:
+            self._done += steps
+            if self._progress is not None:
+                self._progress(self._done, self._total, what)
+
+        return count
 
 
-def _measure_all(scans: Scans, steps: _Steps, what: str) -> list[Measurement]:
-    found = []
-    for volume in scans:
-        found.append(measure(volume, scans.grid))
-        steps.one(f"measuring {what} brains")
+def _measure_all(scans: Scans, steps: _Steps, what: str, people: bool) -> list[Measurement]:
+    found, count = [], steps.of(f"measuring {what} brains")
+    for record, volume in zip(scans.records, scans, strict=True):
+        found.append(measure(volume, scans.grid, people, registration_scale(record.path)))
+        count(1)
     return found
 
 
@@ -192,11 +239,11 @@ def _reconstruction_figures(pairs: Sequence[tuple[np.ndarray, np.ndarray]] | Non
     }
 
 
-def _sweep_figures(sweep, grid: Grid) -> dict[str, Any] | None:
+def _sweep_figures(sweep, grid: Grid, people: bool) -> dict[str, Any] | None:
     if sweep is None:
         return None
     name, values, volumes = sweep
-    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid) for v in volumes]
+    found = [measure(np.clip(np.nan_to_num(np.asarray(v, np.float32)), 0, 1), grid, people) for v in volumes]
     return {
         "name": name,
         "values": list(values),

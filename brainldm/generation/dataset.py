@@ -102,7 +102,7 @@ def _generate(
             for index, volume in zip(indices, sample(settings.seed, indices, conditions[indices]), strict=True):
                 subject = _Subject(ids[index], int(index), rows[index], flags[index])
                 manifest.append(_write_subject(out, model, settings, subject, volume))
-                progress(len(manifest))
+            progress(len(manifest))  # of whole batches: the brains of one are drawn together
     _write_tables(out, model, settings, ids, rows, flags, note)
     write_atomically(out / MANIFEST, "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -13,6 +14,8 @@ from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import Sampling, decode_latents, sample_latents
 from brainldm.diffusion.schedule import make_chain, make_schedule
 from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
+from brainldm.runtime.console import log
+from brainldm.runtime.format import format_duration
 from brainldm.weights.model_folder import Model
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
@@ -30,7 +33,7 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
 
 
 def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sampler:
-    """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`.
+    """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`, compiled here.
 
     Every call runs the same program on `batch_size` samples, the missing ones being padding: a volume then
     depends on its seed, index and conditions alone, bit for bit, not on what else was asked for. The batch is split
@@ -64,13 +67,19 @@ def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sample
 
     params = jax.device_put((model.unet, model.autoencoder), replicated(mesh))
 
-    def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-        count = len(indices)
-        padding = [(0, batch_size - count)]
+    def arguments(seed: int, indices: np.ndarray, conditions: np.ndarray) -> tuple:
+        padding = [(0, batch_size - len(indices))]
         indices = np.pad(np.asarray(indices, np.int32), padding, mode="edge")
         conditions = np.pad(np.asarray(conditions, np.float32), [*padding, (0, 0)], mode="edge")
-        volumes = program(*params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions))
-        return np.asarray(volumes)[:count]
+        return *params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions)
+
+    began = time.monotonic()
+    compiled = program.lower(*arguments(0, np.zeros(1), np.zeros((1, spec.covariates.width)))).compile()
+    if (seconds := time.monotonic() - began) > 1:
+        log(f"compiled the sampler in {format_duration(seconds)}")
+
+    def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(*arguments(seed, indices, conditions)))[: len(indices)]
 
     return sample
 

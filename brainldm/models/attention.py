@@ -41,13 +41,13 @@ class OneTokenCrossAttention(nn.Module):
 
     @nn.compact
     def __call__(self, token: jax.Array) -> jax.Array:
-        """`[B, condition_dim]` to `[B, 1, features]`."""
+        """`[B, condition_dim]` to `[B, features]`."""
         linear = {"use_bias": False, "dtype": self.dtype}
         if self.is_initializing():
             Dense(self.features, **linear, name="to_q")(jnp.zeros((1, self.features), self.dtype))
             Dense(self.features, **linear, name="to_k")(token)
         value = Dense(self.features, **linear, name="to_v")(token)
-        return Dense(self.features, dtype=self.dtype, name="out_proj")(value)[:, None, :]
+        return Dense(self.features, dtype=self.dtype, name="out_proj")(value)
 
 
 class FeedForward(nn.Module):
@@ -63,43 +63,63 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the condition (where there is one), feed-forward; each is a residual."""
+    """Self-attention, attention to the condition (where there is one), feed-forward; each is a residual.
 
+    Args of the call: `x` `[B, voxels, features]`; `context` `[B, features]` from `project_conditions`, or None.
+    """
+
+    features: int
     num_heads: int
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x: jax.Array, token: jax.Array | None) -> jax.Array:
-        attn1 = SelfAttention(self.num_heads, self.dtype, name="attn1")
-        x = x + attn1(LayerNorm(dtype=self.dtype, name="norm1")(x))
-        if token is not None:
+    def setup(self):
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(dtype=self.dtype) for _ in range(3))
+        self.attn1 = SelfAttention(self.num_heads, self.dtype)
+        self.attn2 = OneTokenCrossAttention(self.features, self.dtype)
+        self.ff = FeedForward(self.dtype)
+
+    def project_conditions(self, token: jax.Array | None) -> jax.Array | None:
+        """What attention to `token` `[B, condition_dim]` adds to every voxel, `[B, features]`."""
+        return None if token is None else self.attn2(token)
+
+    def __call__(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
+        x = x + self.attn1(self.norm1(x))
+        if context is not None:
             if self.is_initializing():  # it would feed the queries alone, see OneTokenCrossAttention
-                LayerNorm(dtype=self.dtype, name="norm2")(x)
-            x = x + OneTokenCrossAttention(x.shape[-1], self.dtype, name="attn2")(token)
-        return x + FeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x))
+                self.norm2(x)
+            x = x + context[:, None, :]
+        return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
     """Transformer blocks between two 1 x 1 x 1 convolutions, added to the input.
 
-    Args of the call: `x` `[B, D, H, W, C]`; `token` `[B, condition_dim]`, or None for self-attention alone,
-    which leaves `attn2` and `norm2` out of the parameters.
+    Args of the call: `x` `[B, D, H, W, features]`; `contexts` from `project_conditions`. Without a token there is
+    self-attention alone, and `attn2` and `norm2` are left out of the parameters.
     """
 
+    features: int
     num_heads: int
     num_layers: int
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x: jax.Array, token: jax.Array | None) -> jax.Array:
-        channels = x.shape[-1]
-        h = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x)
-        h = Conv(channels, kernel_size=1, dtype=self.dtype, name="proj_in")(h)
-        h = h.reshape(x.shape[0], -1, channels)
-        for index in range(self.num_layers):
-            h = TransformerBlock(self.num_heads, self.dtype, name=f"transformer_blocks_{index}")(h, token)
-        h = h.reshape(x.shape)
+    def setup(self):
         zeros = nn.initializers.zeros_init()
-        return x + Conv(channels, kernel_size=1, kernel_init=zeros, dtype=self.dtype, name="proj_out")(h)
+        self.norm = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, dtype=self.dtype)
+        self.proj_in = Conv(self.features, kernel_size=1, dtype=self.dtype)
+        self.transformer_blocks = [
+            TransformerBlock(self.features, self.num_heads, self.dtype) for _ in range(self.num_layers)
+        ]
+        self.proj_out = Conv(self.features, kernel_size=1, kernel_init=zeros, dtype=self.dtype)
+
+    def project_conditions(self, token: jax.Array | None) -> list[jax.Array | None]:
+        """For each block, what attention to `token` `[B, condition_dim]` adds to every voxel, `[B, features]`."""
+        return [block.project_conditions(token) for block in self.transformer_blocks]
+
+    def __call__(self, x: jax.Array, contexts: list[jax.Array | None]) -> jax.Array:
+        h = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, self.features)
+        for block, context in zip(self.transformer_blocks, contexts, strict=True):
+            h = block(h, context)
+        return x + self.proj_out(h.reshape(x.shape))

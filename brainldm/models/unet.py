@@ -4,7 +4,8 @@ Modules and parameters follow the layout of MONAI's `DiffusionModelUNet`, so tha
 `down_blocks_1/resnets_0/conv1/kernel` is a checkpoint key read with other separators.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,12 +29,14 @@ _zeros = nn.initializers.zeros_init()
 class ResnetBlock(nn.Module):
     """Residual block with the time embedding added between its two convolutions.
 
+    A condition embedding gives scale and shift of the second norm, per channel, zero at the start (adaptive group norm,
+    Dhariwal and Nichol 2021).
+
     Attributes:
         resample: "up" or "down" resamples both the branch (before its first convolution) and the skip.
 
-    Args of the call: `x` `[B, D, H, W, C]`; `time` `[B, T]` after its activation; `condition` `[B, T]` after
-    its activation, or None. A condition embedding gives scale and shift of the second norm, per channel,
-    zero at the start (adaptive group norm, Dhariwal and Nichol 2021).
+    Args of the call: `x` `[B, D, H, W, C]`; `shift` `[B, features]` from `embed_times`; `modulation` `[B, 2 features]`
+    from `project_conditions`, or None.
     """
 
     features: int
@@ -43,26 +46,38 @@ class ResnetBlock(nn.Module):
     conv_route: str
     resample: str | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, condition: jax.Array | None) -> jax.Array:
+    def setup(self):
         norm = {"num_groups": self.norm_num_groups, "epsilon": self.norm_eps, "dtype": self.dtype}
-        h = nn.silu(GroupNorm(**norm, name="norm1")(x))
+        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
+        self.norm1 = GroupNorm(**norm)
+        self.conv1 = Conv(self.features, **conv)
+        self.time_emb_proj = Dense(self.features, dtype=self.dtype)
+        self.norm2 = GroupNorm(**norm)
+        self.condition_proj = Dense(2 * self.features, kernel_init=_zeros, dtype=self.dtype)
+        self.conv2 = Conv(self.features, kernel_init=_zeros, **conv)
+        self.skip_connection = Conv(self.features, kernel_size=1, **conv)  # where the widths differ
+
+    def embed_times(self, time: jax.Array) -> jax.Array:
+        """`[n, T]`, after its activation, to `[n, features]`."""
+        return self.time_emb_proj(time)
+
+    def project_conditions(self, embedded: jax.Array | None) -> jax.Array | None:
+        """`[B, T]`, after its activation, to `[B, 2 features]`."""
+        return None if embedded is None else self.condition_proj(embedded)
+
+    def __call__(self, x: jax.Array, shift: jax.Array, modulation: jax.Array | None) -> jax.Array:
+        h = nn.silu(self.norm1(x))
         if self.resample is not None:
             change = upsample_nearest if self.resample == "up" else average_pool
             x, h = change(x), change(h)
-        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
-        h = Conv(self.features, **conv, name="conv1")(h)
-        h = h + Dense(self.features, dtype=self.dtype, name="time_emb_proj")(time)[:, None, None, None]
-        h = GroupNorm(**norm, name="norm2")(h)
-        if condition is not None:
-            modulation = Dense(2 * self.features, kernel_init=_zeros, dtype=self.dtype, name="condition_proj")(
-                condition
-            )
-            scale, shift = jnp.split(modulation[:, None, None, None], 2, axis=-1)
-            h = h * (1 + scale) + shift
-        h = Conv(self.features, kernel_init=_zeros, **conv, name="conv2")(nn.silu(h))
+        h = self.conv1(h) + shift[:, None, None, None]
+        h = self.norm2(h)
+        if modulation is not None:
+            scale, offset = jnp.split(modulation[:, None, None, None], 2, axis=-1)
+            h = h * (1 + scale) + offset
+        h = self.conv2(nn.silu(h))
         if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel_size=1, **conv, name="skip_connection")(x)
+            x = self.skip_connection(x)
         return x + h
 
 
@@ -90,7 +105,7 @@ class ConvUpsample(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """The blocks of one level on the way down (`up` False), up, or in the middle.
+    """The blocks of one level on the way down (`up` False) or up.
 
     On the way down it returns the features after each block (and the downsampler), which the way up reads
     back from the end of the list.
@@ -109,31 +124,52 @@ class UNetLevel(nn.Module):
     conv_route: str
     remat: bool
 
-    @nn.compact
-    def __call__(self, x, skips, time, condition, token):
-        resnet_class = nn.remat(ResnetBlock) if self.remat else ResnetBlock
-        transformer_class = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+    def setup(self):
+        resnet = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
+        self.resnets = [resnet(self.features, *common, self.conv_route) for _ in range(self.num_resnets)]
+        if self.num_heads:
+            layers = (self.features, self.num_heads, self.transformer_num_layers)
+            self.attentions = [transformer(*layers, *common) for _ in range(self.num_resnets)]
+        if not self.resample:
+            return
+        if self.resblock_updown:
+            sampler = resnet(self.features, *common, self.conv_route, "up" if self.up else "down")
+        else:
+            sampler = (ConvUpsample if self.up else ConvDownsample)(self.dtype, self.conv_route)
+        if self.up:
+            self.upsampler = sampler
+        else:
+            self.downsampler = sampler
+
+    def _residual_blocks(self):
+        """The residual blocks in their order, the resampling one last."""
+        if self.resample and self.resblock_updown:
+            return [*self.resnets, self.upsampler if self.up else self.downsampler]
+        return self.resnets
+
+    def embed_times(self, time):
+        return [block.embed_times(time) for block in self._residual_blocks()]
+
+    def project_conditions(self, embedded, token):
+        contexts = [block.project_conditions(token) for block in self.attentions] if self.num_heads else []
+        return [block.project_conditions(embedded) for block in self._residual_blocks()], contexts
+
+    def __call__(self, x, skips, times, conditions):
+        modulations, contexts = conditions
         skips = list(skips)
-        for index in range(self.num_resnets):
+        for index, resnet in enumerate(self.resnets):
             if self.up:
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = resnet_class(self.features, *common, self.conv_route, name=f"resnets_{index}")(x, time, condition)
+            x = resnet(x, times[index], modulations[index])
             if self.num_heads:
-                attention = transformer_class(
-                    self.num_heads, self.transformer_num_layers, *common, name=f"attentions_{index}"
-                )
-                x = attention(x, token)
+                x = self.attentions[index](x, contexts[index])
             if not self.up:
                 skips.append(x)
         if self.resample:
-            name = "upsampler" if self.up else "downsampler"
-            if self.resblock_updown:
-                direction = "up" if self.up else "down"
-                sampler = resnet_class(self.features, *common, self.conv_route, direction, name=name)
-            else:
-                sampler = (ConvUpsample if self.up else ConvDownsample)(self.dtype, self.conv_route, name=name)
-            x = sampler(x, time, condition)
+            sampler = self.upsampler if self.up else self.downsampler
+            x = sampler(x, times[-1], modulations[-1])
             if not self.up:
                 skips.append(x)
         return x, skips
@@ -142,6 +178,7 @@ class UNetLevel(nn.Module):
 class MiddleBlock(nn.Module):
     """Residual block, attention, residual block."""
 
+    features: int
     num_heads: int
     transformer_num_layers: int
     norm_num_groups: int
@@ -149,13 +186,23 @@ class MiddleBlock(nn.Module):
     dtype: jnp.dtype
     conv_route: str
 
-    @nn.compact
-    def __call__(self, x, time, condition, token):
+    def setup(self):
         common = (self.norm_num_groups, self.norm_eps, self.dtype)
-        x = ResnetBlock(x.shape[-1], *common, self.conv_route, name="resnet_1")(x, time, condition)
-        attention = SpatialTransformer(self.num_heads, self.transformer_num_layers, *common, name="attention")
-        x = attention(x, token)
-        return ResnetBlock(x.shape[-1], *common, self.conv_route, name="resnet_2")(x, time, condition)
+        self.resnet_1 = ResnetBlock(self.features, *common, self.conv_route)
+        self.attention = SpatialTransformer(self.features, self.num_heads, self.transformer_num_layers, *common)
+        self.resnet_2 = ResnetBlock(self.features, *common, self.conv_route)
+
+    def embed_times(self, time):
+        return [block.embed_times(time) for block in (self.resnet_1, self.resnet_2)]
+
+    def project_conditions(self, embedded, token):
+        modulations = [block.project_conditions(embedded) for block in (self.resnet_1, self.resnet_2)]
+        return modulations, self.attention.project_conditions(token)
+
+    def __call__(self, x, times, conditions):
+        modulations, context = conditions
+        x = self.attention(self.resnet_1(x, times[0], modulations[0]), context)
+        return self.resnet_2(x, times[1], modulations[1])
 
 
 class DiffusionUNet(nn.Module):
@@ -203,7 +250,28 @@ class DiffusionUNet(nn.Module):
     remat: bool | Sequence[int] = False
     conv_route: str = "planes_on_cpu"
 
-    @nn.compact
+    def setup(self):
+        hidden, levels = 4 * self.channels[0], len(self.channels)
+        self.time_embed_0, self.time_embed_2 = Dense(hidden), Dense(hidden)
+        if self.adaptive_norm:
+            self.condition_embed_0, self.condition_embed_2 = Dense(hidden), Dense(hidden)
+        if self.null_condition == "learned" and self._conditional:  # read by `null_conditions`
+            self.param("null_condition", nn.initializers.constant(-1.0), (self.condition_dim,), jnp.float32)
+        common = {
+            "transformer_num_layers": self.transformer_num_layers,
+            "norm_num_groups": self.norm_num_groups,
+            "norm_eps": self.norm_eps,
+            "dtype": self.dtype,
+            "conv_route": self.conv_route,
+        }
+        self.conv_in = Conv(self.channels[0], conv_route=self.conv_route)
+        self.down_blocks = [self._level(level, up=False, **common) for level in range(levels)]
+        middle = nn.remat(MiddleBlock) if remat_at(levels - 1, self.remat) else MiddleBlock
+        self.middle_block = middle(self.channels[-1], self._heads(levels - 1), **common)
+        self.up_blocks = [self._level(level, up=True, **common) for level in reversed(range(levels))]
+        self.out_0 = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps)
+        self.out_2 = Conv(self.out_channels, kernel_init=_zeros, conv_route=self.conv_route)
+
     def __call__(self, x: jax.Array, t: jax.Array, condition: jax.Array | None) -> jax.Array:
         """Predict.
 
@@ -219,44 +287,66 @@ class DiffusionUNet(nn.Module):
         Raises:
             UserError: sides that the levels cannot halve, a missing condition or one of another length.
         """
-        condition = self._condition(x, condition)
-        token = condition if self.cross_attention else None
-        if self.concat:
-            constant = jnp.broadcast_to(
-                condition[:, None, None, None].astype(x.dtype), (*x.shape[:4], self.condition_dim)
-            )
-            x = jnp.concatenate([x, constant], axis=-1)
+        return self.predict(x, self.embed_times(t), self.project_conditions(condition))
 
-        hidden = 4 * self.channels[0]
-        time = timestep_embedding(t, self.channels[0])
-        time = Dense(hidden, name="time_embed_0")(time)
-        time = nn.silu(Dense(hidden, name="time_embed_2")(nn.silu(time)))
-        embedded = None
+    def embed_times(self, t: jax.Array) -> Any:
+        """What `predict` needs of time steps `t` `[n]`: a pytree of arrays `[n, ...]`, one for each residual block.
+
+        A sampler makes those of all its steps at once, before its loop.
+        """
+        time = self.time_embed_0(timestep_embedding(t, self.channels[0]))
+        time = nn.silu(self.time_embed_2(nn.silu(time)))
+        return [block.embed_times(time) for block in self._blocks()]
+
+    def project_conditions(self, condition: jax.Array | None) -> Any:
+        """What `predict` needs of conditions `[B, condition_dim]`: a pytree of arrays `[B, ...]`.
+
+        Raises UserError for a missing condition or one of another length.
+        """
+        if not self._conditional:
+            return None, [block.project_conditions(None, None) for block in self._blocks()]
+        if condition is None or condition.shape[1:] != (self.condition_dim,):
+            found = "none was given" if condition is None else f"{condition.shape} was given"
+            raise UserError(f"The UNet needs a condition of shape (batch, {self.condition_dim}); {found}.")
+        condition, embedded = condition.astype(jnp.float32), None
         if self.adaptive_norm:
-            embedded = Dense(hidden, name="condition_embed_0")(condition)
-            embedded = nn.silu(Dense(hidden, name="condition_embed_2")(nn.silu(embedded)))
+            embedded = nn.silu(self.condition_embed_2(nn.silu(self.condition_embed_0(condition))))
+        token = condition if self.cross_attention else None
+        channels = condition if self.concat else None
+        return channels, [block.project_conditions(embedded, token) for block in self._blocks()]
 
-        common = {
-            "transformer_num_layers": self.transformer_num_layers,
-            "norm_num_groups": self.norm_num_groups,
-            "norm_eps": self.norm_eps,
-            "dtype": self.dtype,
-            "conv_route": self.conv_route,
-        }
-        x = Conv(self.channels[0], conv_route=self.conv_route, name="conv_in")(x).astype(self.dtype)
+    def predict(self, x: jax.Array, times: Any, conditions: Any) -> jax.Array:
+        """As the call, from what `embed_times` and `project_conditions` made, rows `[B, ...]` of both."""
+        factor = 2 ** (len(self.channels) - 1)
+        if any(side % factor for side in x.shape[1:4]):
+            raise UserError(
+                f"The UNet halves each side {len(self.channels) - 1} times, so the sides of a latent code "
+                f"must be multiples of {factor}; this one is {' x '.join(map(str, x.shape[1:4]))}. "
+                "Crop or pad it."
+            )
+        channels, conditions = conditions
+        if channels is not None:
+            constant = jnp.broadcast_to(channels[:, None, None, None], (*x.shape[:4], channels.shape[-1]))
+            x = jnp.concatenate([x, constant.astype(x.dtype)], axis=-1)
+        x = self.conv_in(x).astype(self.dtype)
         skips = [x]
-        levels = len(self.channels)
-        for index in range(levels):
-            x, skips = self._level(index, up=False, name=f"down_blocks_{index}", **common)(
-                x, skips, time, embedded, token
-            )
-        x = self._middle(**common)(x, time, embedded, token)
-        for index in range(levels):
-            x, skips = self._level(levels - 1 - index, up=True, name=f"up_blocks_{index}", **common)(
-                x, skips, time, embedded, token
-            )
-        x = nn.silu(GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, name="out_0")(x))
-        return Conv(self.out_channels, kernel_init=_zeros, conv_route=self.conv_route, name="out_2")(x)
+        for block, *inputs in zip(self._blocks(), times, conditions, strict=True):
+            if isinstance(block, MiddleBlock):
+                x = block(x, *inputs)
+            else:
+                x, skips = block(x, skips, *inputs)
+        return self.out_2(nn.silu(self.out_0(x)))
+
+    def cast_params(self, params: Any) -> Any:
+        """Parameters (no bound module is needed) in the type that the computation reads them in.
+
+        For `apply` they are as good as those given, bit for bit: each layer casts its own otherwise, in a loop in every
+        turn. What is read in float32 stays: the norms' parameters, the first and last convolution, the embeddings.
+        """
+        blocks = ("down_blocks_", "middle_block", "up_blocks_")
+        return {
+            name: _cast_kernels(leaf, self.dtype) if name.startswith(blocks) else leaf for name, leaf in params.items()
+        }
 
     def null_conditions(self) -> jax.Array:
         """What stands for "no condition", `[condition_dim]` float32: `apply(variables, method="null_conditions")`."""
@@ -264,7 +354,14 @@ class DiffusionUNet(nn.Module):
             return jnp.full((self.condition_dim,), self.null_condition, jnp.float32)
         return self.get_variable("params", "null_condition")
 
-    def _level(self, level: int, up: bool, name: str, **common) -> UNetLevel:
+    @property
+    def _conditional(self) -> bool:
+        return self.concat or self.cross_attention or self.adaptive_norm
+
+    def _blocks(self) -> list[nn.Module]:
+        return [*self.down_blocks, self.middle_block, *self.up_blocks]
+
+    def _level(self, level: int, up: bool, **common) -> UNetLevel:
         return UNetLevel(
             features=self.channels[level],
             num_resnets=self.num_res_blocks + up,
@@ -273,13 +370,8 @@ class DiffusionUNet(nn.Module):
             resample=level > 0 if up else level < len(self.channels) - 1,
             resblock_updown=self.resblock_updown,
             remat=remat_at(level, self.remat),
-            name=name,
             **common,
         )
-
-    def _middle(self, **common) -> MiddleBlock:
-        block = nn.remat(MiddleBlock) if remat_at(len(self.channels) - 1, self.remat) else MiddleBlock
-        return block(self._heads(len(self.channels) - 1), name="middle_block", **common)
 
     def _heads(self, level: int) -> int:
         width, head = self.channels[level], self.num_head_channels[level]
@@ -290,20 +382,9 @@ class DiffusionUNet(nn.Module):
             )
         return width // head
 
-    def _condition(self, x, condition):
-        factor = 2 ** (len(self.channels) - 1)
-        if any(side % factor for side in x.shape[1:4]):
-            raise UserError(
-                f"The UNet halves each side {len(self.channels) - 1} times, so the sides of a latent code "
-                f"must be multiples of {factor}; this one is {' x '.join(map(str, x.shape[1:4]))}. "
-                "Crop or pad it."
-            )
-        if not (self.concat or self.cross_attention or self.adaptive_norm):
-            return None
-        expected = (x.shape[0], self.condition_dim)
-        if condition is None or condition.shape != expected:
-            found = "none was given" if condition is None else f"{condition.shape} was given"
-            raise UserError(f"The UNet needs a condition of shape {expected}; {found}.")
-        if self.null_condition == "learned" and self.is_initializing():  # read by `null_conditions`
-            self.param("null_condition", nn.initializers.constant(-1.0), (self.condition_dim,), jnp.float32)
-        return condition.astype(jnp.float32)
+
+def _cast_kernels(params: Any, dtype: jnp.dtype) -> Any:
+    """The parameters of convolutions and linear layers, which are those with a kernel, cast; the norms' as they are."""
+    if "kernel" in params:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    return {name: _cast_kernels(leaf, dtype) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}

@@ -18,9 +18,9 @@ class Chip:
     """Published figures of one device.
 
     memory: bytes that a program can use. peak: bfloat16 FLOP/s of the matrix units, dense. memory_bandwidth: bytes/s.
-    link_bandwidth: bytes/s that a device can send to its neighbours along one ring, both ways together.
-    float32_share: of the peak that is left in float32: TPUs round the factors of products to bfloat16 unless told
-    otherwise, NVIDIA's to TF32 at half the rate.
+    link_bandwidth: bytes/s that a device can send to its neighbours along one ring, both ways together. clock: Hz, of
+    a TPU, in whose cycles its compiler gives estimates. float32_share: of the peak that is left in float32: TPUs round
+    the factors of products to bfloat16 unless told otherwise, NVIDIA's to TF32 at half the rate.
     """
 
     name: str
@@ -29,30 +29,42 @@ class Chip:
     memory_bandwidth: float
     link_bandwidth: float
     source: str
+    clock: float = 0.0
     float32_share: float = 1.0
+
+    @property
+    def capacity(self) -> float:
+        """Bytes that the device has."""
+        return self.memory / (1.0 if self.clock else GPU_SHARE)
+
+
+GPU_SHARE = 0.9
+"""Of a GPU's memory that a program can use: what launch/run.sh lets JAX have; JAX on its own takes 0.75."""
+
+
+def _tpu(name: str, gib: float, peak: float, memory: float, link: float, clock: float, source: str) -> Chip:
+    return Chip(name, gib * GIB, peak * 1e12, memory * GB, link * GB, f"{_CLOUD}{name} ({source})", clock * 1e9)
+
+
+def _gpu(name: str, gib: float, peak: float, memory: float, link: float, source: str) -> Chip:
+    usable = GPU_SHARE * gib * GIB
+    return Chip(name, usable, peak * 1e12, memory * GB, link * GB, source, float32_share=0.5)
 
 
 _CLOUD = "https://docs.cloud.google.com/tpu/docs/"
 
 # Usable memory of a TPU is what its compiler names as the limit when a program does not fit, a little less than the
-# capacity in the documents. A ring of a torus uses two of the four (2D) or six (3D) ports of a chip.
+# capacity in the documents. A ring of a torus uses two of the four (2D) or six (3D) ports of a chip. The clock of a TPU
+# follows from its peak and the size of its matrix units.
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 15.75 * GIB, 197e12, 819 * GB, 100 * GB, f"{_CLOUD}v5e (16 GB; 4 ports, 1600 Gbit/s out)"),
-        Chip("v5p", 95.74 * GIB, 459e12, 2765 * GB, 200 * GB, f"{_CLOUD}v5p (95 GB; 6 ports, 4800 Gbit/s out)"),
-        Chip("v6e", 31.25 * GIB, 918e12, 1638 * GB, 200 * GB, f"{_CLOUD}v6e (32 GB; 4 ports, 3200 Gbit/s out)"),
-        Chip(
-            "h200",
-            139.8 * GIB,
-            989e12,
-            4800 * GB,
-            450 * GB,
-            "NVIDIA H200 SXM: 141 GB, NVLink 900 GB/s",
-            0.5,
-        ),
-        Chip("h100", 79.6 * GIB, 989e12, 3350 * GB, 450 * GB, "NVIDIA H100 SXM: 80 GB, NVLink 900 GB/s", 0.5),
-        Chip("a100", 79.3 * GIB, 312e12, 2039 * GB, 300 * GB, "NVIDIA A100 80GB SXM: NVLink 600 GB/s", 0.5),
+        _tpu("v5e", 15.75, 197, 819, 100, 1.5, "16 GB; 4 ports, 1600 Gbit/s out"),
+        _tpu("v5p", 95.74, 459, 2765, 200, 1.75, "95 GB; 6 ports, 4800 Gbit/s out"),
+        _tpu("v6e", 31.25, 918, 1638, 200, 1.75, "32 GB; 4 ports, 3200 Gbit/s out"),
+        _gpu("a100", 79.2, 312, 2039, 300, "NVIDIA A100 80GB SXM: NVLink 600 GB/s"),
+        _gpu("h100", 79.1, 989, 3350, 450, "NVIDIA H100 SXM: 80 GB, NVLink 900 GB/s"),
+        _gpu("h200", 139.8, 989, 4800, 450, "NVIDIA H200 SXM: 141 GB, NVLink 900 GB/s"),
     )
 }
 

@@ -8,7 +8,13 @@ from brainldm.parallel.mesh import AXES
 from brainldm.reports.text import text_table
 from brainldm.runtime.format import format_bytes, format_duration
 
-_WHAT = {"train": "training step", "encode": "encode", "decode": "decode", "sample": "sample (latents)"}
+_WHAT = {
+    "train": "training step",
+    "encode": "encode",
+    "decode": "decode",
+    "sample": "sample (latents)",
+    "generate": "generate",
+}
 
 
 def mesh_text(mesh: dict[str, int]) -> str:
@@ -36,6 +42,7 @@ def report(plan: dict[str, Any]) -> str:
     for result in plan["programs"].values():
         lines += ["", *_program(result, plan)]
     lines += _largest(plan.get("largest"))
+    lines += _largest_batches(plan.get("largest_batches", {}))
     lines += _suggestion(plan)
     if "run_seconds" in plan:
         lines += ["", f"the whole run at this speed: {format_duration(plan['run_seconds'])}"]
@@ -45,34 +52,55 @@ def report(plan: dict[str, Any]) -> str:
 def _program(result: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     lines = [
         f"{_WHAT[result['program']]}: batch {result['batch']}, mesh {mesh_text(result['mesh'])}, {result['dtype']}"
-        + (", rematerialised" if result["remat"] else "")
+        + _remat(result["remat"])
         + (f", {result['accumulation_steps']} microbatches" if result["accumulation_steps"] > 1 else "")
     ]
     return [*lines, *text_table(_program_rows(result, plan))]
 
 
+def _remat(remat: bool | list[int]) -> str:
+    if not isinstance(remat, (list, tuple)):
+        return ", rematerialised" if remat else ""
+    levels = ", ".join(map(str, remat))
+    return f", rematerialised at level {levels}" if levels else ""
+
+
 def _program_rows(result: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("memory", _memory(result, plan["chip"]))]
     rows.append(("state", f"{format_bytes(result['state_bytes'])} a device of parameters and what is kept with them"))
-    once = " (loops once)" if result.get("loops") else ""
+    once = " (loops once)" if result.get("loops") else ""  # in the compiler's counts
     operations = f"{result['arithmetic'] / result['devices'] / 1e12:.3g} TFLOP a device in convolutions and products"
     if result.get("operations"):
         operations += f"; the compiler counts {result['operations'] / 1e12:.3g}{once}"
     rows.append(("operations", operations))
     if result.get("bytes"):
-        rows.append(("traffic", f"{format_bytes(result['bytes'])} of memory{once}"))
+        rows.append(("traffic", f"{format_bytes(result['bytes'])} to and from memory"))
     if result.get("collectives") is not None:
         found = result["collectives"]
         sent = f"{format_bytes(sum(c['sent'] for c in found))} sent by each device" if found else "none"
         kinds = [(c["kind"], f"{c['count']} x", f"{format_bytes(c['bytes'])} in all") for c in found]
         rows.append(("collectives", "\n".join([sent, *text_table(kinds)])))
     if result.get("step_seconds"):
-        times = {name: format_duration(seconds, fine=True) for name, seconds in result["times"].items()}
-        detail = [f"arithmetic {times['arithmetic']} at {plan['utilisation']:.0%} of the peak"]
-        names = {"memory": "memory traffic", "collectives": "collectives"}
-        detail += [f"{text} {times[name]}" for name, text in names.items() if name in times]
-        rows.append(("expected", f"{format_duration(result['step_seconds'], fine=True)} ({'; '.join(detail)})"))
+        rows.append(("at least", _bounds(result)))
+        rows.append(("expected", _expected(result, plan["utilisation"])))
+    if result.get("hybrid_seconds"):
+        text = "by the compiler's cycles for convolutions and products, and the traffic of the rest"
+        rows.append(("by cycles", f"{format_duration(result['hybrid_seconds'], fine=True)} {text}"))
     return rows
+
+
+def _bounds(result: dict[str, Any]) -> str:
+    names = {"arithmetic": "arithmetic at the peak", "memory": "traffic", "roofline": "the compiler's roofline"}
+    parts = [f"{names[name]} {format_duration(time, fine=True)}" for name, time in result["bounds"].items()]
+    return f"{format_duration(result['bound_seconds'], fine=True)} ({'; '.join(parts)})"
+
+
+def _expected(result: dict[str, Any], utilisation: float) -> str:
+    times = {name: format_duration(seconds, fine=True) for name, seconds in result["times"].items()}
+    detail = [f"arithmetic {times['arithmetic']} at {utilisation:.0%} of the peak"]
+    names = {"memory": "memory traffic", "collectives": "collectives"}
+    detail += [f"{text} {times[name]}" for name, text in names.items() if name in times]
+    return f"{format_duration(result['step_seconds'], fine=True)} ({'; '.join(detail)})"
 
 
 def _memory(result: dict[str, Any], chip: dict[str, Any] | None) -> str:
@@ -95,6 +123,18 @@ def _largest(largest: dict[str, Any] | None) -> list[str]:
         f"largest batch that fits: {largest['batch']} ({largest['per_device']} a part; each takes "
         f"{format_bytes(largest['bytes_per_row'])}), by a straight line through two compilations",
     ]
+
+
+def _largest_batches(found: dict[str, dict[str, Any]]) -> list[str]:
+    rows = [
+        (
+            _WHAT[name],
+            f"{item['batch']} ({item['per_device']} a part)" if item["batch"] else "none: one row a part does not fit",
+            f"each takes {format_bytes(item['bytes_per_row'])}" if item["bytes_per_row"] else "",
+        )
+        for name, item in found.items()
+    ]
+    return ["", "largest batches that fit, compiled:", *text_table(rows)] if rows else []
 
 
 def _suggestion(plan: dict[str, Any]) -> list[str]:

@@ -20,14 +20,18 @@ from jax.experimental import topologies
 from brainldm.parallel.mesh import AXES, check_batch_size, num_batch_shards
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.hlo import read_traffic
+from brainldm.planning.memory_traffic import memory_traffic
 from brainldm.runtime.errors import UserError
 from brainldm.training.restore import from_json
-from brainldm.training.stage import mesh_of
+from brainldm.training.stage import Program, mesh_of
 from brainldm.training.stages import make_stage
 
 # Time spent on making the program fast. The least: a compilation takes a tenth of the time, and what is read from it
 # (memory, operations, collectives) is nearly the same.
 _QUICK = {"exec_time_optimization_effort": -1.0}
+
+# What `jax.lax.platform_dependent` calls the devices that call themselves otherwise.
+_LOWERED_FOR = {"gpu": "cuda"}
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT])"
@@ -39,6 +43,17 @@ def devices_of(target: dict[str, Any]) -> list[Any]:
     """The devices of a topology (which cannot hold arrays), or the virtual ones of this process."""
     if not target.get("topology"):
         return jax.devices()
+    if target.get("gpu"):
+        try:
+            return topologies.get_topology_desc(
+                platform="cuda", topology=target["topology"], target_config=target["gpu"]
+            ).devices
+        except Exception as error:  # of JAX, where the plug-in is of another version, or of the plug-in
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"The CUDA plug-in of JAX is installed and cannot be used for planning: {said} Its version has to be "
+                f"that of JAX ({jax.__version__}): pip install --upgrade 'brainldm[plan-gpu]'."
+            ) from error
     try:
         return topologies.get_topology_desc(
             topology_name=target["topology"], platform="tpu", chips_per_host_bounds=target["chips_per_host"]
@@ -59,18 +74,18 @@ def changed(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> ml_co
 def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: dict[str, Any]) -> dict[str, Any]:
     """Compile one program and say what it needs.
 
-    job: {"program": name, "batch": rows or None, "changes": {key: value}, "full": bool}. Bytes and operations are of
-    one device, but "arithmetic", which is of all together. "memory" is None where it did not fit and the compiler told
-    no more than that.
+    job: {"program": name, "batch": rows or None, "changes": {key: value}, "full": bool, "devices": how many of them or
+    None}. Bytes and operations are of one device, but "arithmetic", which is of all together. "memory" is None where it
+    did not fit and the compiler told no more than that.
     """
-    config = changed(config, job.get("changes", {}))
+    config, devices = changed(config, job.get("changes", {})), devices[: job.get("devices")]
     stage = make_stage(config, mesh_of(config, devices))
     name, platform = job["program"], devices[0].platform
-    mesh = stage.mesh if name in ("train", "sample") else stage.volume_mesh
+    mesh = stage.mesh if name in ("train", "sample", "generate") else stage.volume_mesh
     steps = config.accumulation_steps if name == "train" else 1
     if name == "train" and job.get("batch"):
         check_batch_size(job["batch"] // steps, mesh)
-    program = stage.program(name, job.get("batch"))
+    program = generation(stage, job.get("batch")) if name == "generate" else stage.program(name, job.get("batch"))
     answer: dict[str, Any] = {
         "program": name,
         "batch": program.batch,
@@ -78,11 +93,12 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
         "mesh": {axis: mesh.shape[axis] for axis in AXES},
         "devices": len(devices),
         "accumulation_steps": steps,
-        "remat": bool(config.model.remat),
+        "remat": config.model.remat,
         "dtype": config.model.dtype,
         "rules": config.mesh.rules,
         "state_bytes": sum(_local_bytes(leaf) for leaf in jax.tree.leaves(program.state)),
-        "arithmetic": operations(program.function, *program.arguments, platform=platform),
+        "gradient_bytes": sum(map(_local_bytes, jax.tree.leaves(getattr(program.state, "params", None)))),
+        "arithmetic": operations(program.function, *program.arguments, platform=_LOWERED_FOR.get(platform, platform)),
     }
     begun = time.monotonic()
     options = {} if program.out_shardings is None else {"out_shardings": program.out_shardings}
@@ -96,6 +112,18 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
         needed = too_large(str(error), given)
         return answer | {"fits": False, "seconds": time.monotonic() - begun, **needed}
     return answer | {"fits": None, "seconds": time.monotonic() - begun} | _read(compiled, len(devices))
+
+
+def generation(stage: Any, batch: int | None) -> Program:
+    """From conditions to volumes with the networks of a diffusion stage, as one program: what `generate` runs."""
+    sampling = stage.program("sample", batch)
+    decoding = stage.program("decode", sampling.batch)
+
+    def generate(params: Any, condition: jax.Array, keys: jax.Array, autoencoder: Any) -> jax.Array:
+        return decoding.function(autoencoder, sampling.function(params, condition, keys))
+
+    states = (sampling.state, decoding.state)
+    return Program(generate, (*sampling.arguments, decoding.state), sampling.batch, states)
 
 
 def too_large(message: str, arguments: float) -> dict[str, Any]:
@@ -127,15 +155,21 @@ def _read(compiled: Any, devices: int) -> dict[str, Any]:
         "temporary": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    cost = compiled.cost_analysis()
+    cost = compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
-    traffic = read_traffic(compiled.as_text(), devices)
+    text = compiled.as_text()
+    traffic, moved = read_traffic(text, devices), memory_traffic(text)
+    memory["workspace"] = moved.largest_convolution
+    compilers = None if traffic.loops else cost.get("bytes accessed")  # which count the body of a loop once
     return {
         "memory": {**memory, "total": sum(memory.values())},
         "operations": cost.get("flops"),
-        "bytes": cost.get("bytes accessed"),
+        "bytes": compilers or moved.bytes,
         "loops": traffic.loops,
         "collectives": [vars(item) for item in traffic.collectives],
+        "roofline_seconds": cost.get("optimal_seconds"),
+        "product_cycles": moved.product_cycles,
+        "other_bytes": moved.other_bytes,
     }
 
 

@@ -11,7 +11,8 @@ from benchmarks.cases import SIZES, WORK, Case, inputs, size_of
 from brainldm.runtime.errors import BrainldmError
 
 TORCH = all(importlib.util.find_spec(name) for name in compare.REFERENCE)
-FIGURES = {"median_s", "min_s", "max_s", "times_s", "first_call_s", "peak_bytes", "flops", "bytes", "share_of_ceiling"}
+FIGURES = {"median_s", "min_s", "max_s", "times_s", "processor_s", "first_call_s"}
+FIGURES |= {"peak_bytes", "flops", "bytes", "share_of_ceiling"}
 
 
 def run(tmp_path, *words):
@@ -83,6 +84,14 @@ def test_without_the_other_library_it_says_what_to_install(monkeypatch, capsys):
     assert "torch, monai, einops" in error and "brainldm[compare]" in error and "--only ours" in error
 
 
+def test_figures_that_cannot_be_written_are_printed_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "measure", lambda options: figures("2026-01-01"))
+    (tmp_path / "file").touch()
+    assert compare.main(["--json", str(tmp_path / "file" / "figures.json")]) == 2
+    printed, error = capsys.readouterr()
+    assert "1 to 3" in printed and "Give another path" in error
+
+
 def test_a_process_that_ends_is_no_riddle(tmp_path):
     with turns.Worker("brainldm", "cpu", "small", 1, tmp_path) as worker:
         worker._process.kill()
@@ -105,7 +114,7 @@ class Fake:
             "first": {"seconds": 2.0, "peak_bytes": 100},
             "prepare": {"memory_since_prepared": True},
             "results": {"results": str(self._file), "flops": 1e6, "bytes": None},
-            "again": {"seconds": [0.5], "peak_bytes": 200 if self.library == "pytorch" else 50},
+            "again": {"seconds": [0.5], "processor": 1.0, "peak_bytes": 200 if self.library == "pytorch" else 50},
         }.get(do, {})
 
 
@@ -131,7 +140,7 @@ def test_the_libraries_take_turns_after_they_agreed(tmp_path):
 
 def test_what_differs_is_not_timed(tmp_path):
     ones = np.ones(4, np.float32)
-    for other in ({"output_0": ones * 1.001}, {"output_0": np.ones(3)}, {"loss": ones}):
+    for other in ({"output_0": ones * 1.01}, {"output_0": np.ones(3)}, {"loss": ones}):
         workers, asked = two(tmp_path, {"output_0": ones}, other)
         with pytest.raises(BrainldmError, match="Nothing was timed"):
             turns.compare(workers, CASE, 0, rounds=1)
@@ -147,9 +156,10 @@ def test_gradients_count_as_one_vector(tmp_path):
 
 def figures(date):
     run = {"date": date, "code": "abc", "kind": "cpu", "size": "demo", "device": "two cores", "threads": 2}
-    of = {"median_s": 2.0, "min_s": 1.0, "max_s": 3.0, "first_call_s": 9.0, "peak_bytes": 2**30, "flops": 1e12}
-    of |= {"bytes": None, "share_of_ceiling": 0.5}
+    of = {"median_s": 2.0, "min_s": 1.0, "max_s": 3.0, "processor_s": 4.0, "first_call_s": 9.0}
+    of |= {"peak_bytes": 2**30, "flops": 1e12, "bytes": None, "share_of_ceiling": 0.5}
     row = {"case": "unet", "shape": "1x2", "steps": None, "guidance": 1.0, "note": "", "relative_l2": 1e-6}
+    row["ceiling_flops_per_second"] = 1e12
     row["libraries"] = {"pytorch": of, "brainldm": {**of, "median_s": 1.0}}
     return {"run": {**run, "versions": {"jax": "1"}}, "rows": [row]}
 
@@ -161,7 +171,7 @@ def test_rows_are_appended_under_one_heading_for_one_run(tmp_path):
     assert [line.split(",")[0] for line in headings] == ["## 2026-01-01", "## 2026-01-02", "## 2026-01-01"]
     rows = [line for line in path.read_text().splitlines() if line.startswith("| unet")]
     assert len(rows) == 4
-    assert rows[0] == "| unet | 1x2 | PyTorch | 2 | 1 to 3 | 2.00 | 9 | 1.00 | 1 |  | 50% | 1e-06 |"
+    assert rows[0] == "| unet | 1x2 | PyTorch | 2 | 1 to 3 | 2.00 | 4 | 9 | 1.00 | 1 |  | 50% of 1 | 1e-06 |"
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "models"))
+sys.path.insert(0, str(HERE.parent / "models/features"))
 
 from perceptual_weights import draw, images, squeeze_weights  # noqa: E402
 
@@ -83,8 +83,19 @@ def conv3(c_in, c_out, size, stride=1, dilation=1):
     return nn.Conv3d(c_in, c_out, size, stride=stride, dilation=dilation, padding=dilation * (size // 2), bias=False)
 
 
+class Subsample(nn.Module):
+    """The shortcut without weights ("type A"): every stride-th voxel, and zeros for the channels that come in."""
+
+    def __init__(self, more, stride):
+        super().__init__()
+        self.more, self.stride = more, stride
+
+    def forward(self, x):
+        return F.pad(F.avg_pool3d(x, 1, self.stride), (0, 0, 0, 0, 0, 0, 0, self.more))
+
+
 class Block(nn.Module):
-    def __init__(self, c_in, width, stride, dilation, bottleneck):
+    def __init__(self, c_in, width, stride, dilation, bottleneck, projection):
         super().__init__()
         c_out = 4 * width if bottleneck else width
         self.bottleneck = bottleneck
@@ -98,7 +109,9 @@ class Block(nn.Module):
             )
         self.bn1, self.bn2 = nn.BatchNorm3d(width), nn.BatchNorm3d(width)
         self.downsample = None
-        if stride != 1 or c_in != c_out:
+        if (stride != 1 or c_in != c_out) and not projection:
+            self.downsample = Subsample(c_out - c_in, stride)
+        elif stride != 1 or c_in != c_out:
             self.downsample = nn.Sequential(nn.Conv3d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm3d(c_out))
 
     def forward(self, x):
@@ -109,7 +122,7 @@ class Block(nn.Module):
 
 
 class MedicalNet(nn.Module):
-    def __init__(self, blocks, bottleneck):
+    def __init__(self, blocks, bottleneck, projection):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv3d(1, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm3d(64)
         channels = 64
@@ -117,7 +130,7 @@ class MedicalNet(nn.Module):
         for stage, (count, width, stride, dilation) in enumerate(plan, start=1):
             layers = []
             for i in range(count):
-                layers.append(Block(channels, width, stride if i == 0 else 1, dilation, bottleneck))
+                layers.append(Block(channels, width, stride if i == 0 else 1, dilation, bottleneck, projection))
                 channels = 4 * width if bottleneck else width
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
 
@@ -143,8 +156,8 @@ def main():
         x, y = (torch.tensor(images(seed, shape)).double().permute(0, 3, 1, 2) for seed in (1, 2))
         out[f"lpips_{shape[1]}x{shape[2]}"] = lpips(network, heads, x, y).numpy()
 
-    for depth, blocks in {10: (1, 1, 1, 1), 50: (3, 4, 6, 3)}.items():
-        network = MedicalNet(blocks, depth == 50).eval()
+    for depth, blocks in {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}.items():
+        network = MedicalNet(blocks, depth == 50, depth in (10, 50)).eval()
         shapes = {name: tuple(value.shape) for name, value in network.state_dict().items() if value.ndim}
         named = {name: torch.tensor(draw(name, shape)).double() for name, shape in shapes.items()}
         network.load_state_dict(named, strict=False)

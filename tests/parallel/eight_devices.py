@@ -1,6 +1,7 @@
 """A program of its own for tests that need eight devices: give it OUT.json, and JAX_NUM_CPU_DEVICES=8.
 
-It runs one training step of small networks on one device and on meshes of eight, and writes what it found.
+It runs one training step of small networks, and a sampler, on one device and on meshes of eight, and writes what it
+found.
 """
 
 import contextlib
@@ -15,7 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from brainldm import cli
-from brainldm.parallel.mesh import make_mesh, replicated, shard_batch
+from brainldm.diffusion.sampling import Sampling, sample_latents
+from brainldm.diffusion.schedule import make_schedule
+from brainldm.models.layers import conv_route
+from brainldm.models.unet import DiffusionUNet
+from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated, shard_batch
 from brainldm.parallel.sharding import Sharding
 from brainldm.training import autoencoder
 from brainldm.training import config as configs
@@ -92,6 +97,27 @@ def difference(one, two):
     return {"metrics": metrics, "gradients": float(max(np.abs(one[1][k] - two[1][k]).max() for k in one[1]) / largest)}
 
 
+def samples(mesh):
+    """Eight samples, guided, with the batch split over a mesh; on how many devices they come out."""
+    network = DiffusionUNet(
+        *(2, 2, (4, 8), 1, (False, True), (0, 4), 2), adaptive_norm=True, conv_route=conv_route(mesh.size)
+    )
+    c = np.linspace(0, 1, 32, dtype=np.float32).reshape(8, 4)
+    latent = jnp.zeros((8, 4, 4, 4, 2))
+    params = numbers(jax.eval_shape(network.init, jax.random.key(0), latent, latent[:, 0, 0, 0, 0], c)["params"])
+
+    def draw(params, c, keys):
+        return sample_latents(
+            *(network, params, make_schedule(), Sampling(2, guidance=3.0), c, keys, latent.shape[1:]),
+            prediction="velocity",
+            constrain=batch_constraint(mesh),
+        )
+
+    keys = jax.random.split(jax.random.key(0), len(c))
+    drawn = jax.jit(draw, compiler_options=QUICK)(jax.device_put(params, replicated(mesh)), c, keys)
+    return {"devices": len(drawn.sharding.device_set)}, np.asarray(drawn)
+
+
 def message_of(*arguments):
     """Exit code and message of a command line."""
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
@@ -112,6 +138,9 @@ def main(out):
         results[name] |= difference(truth, values)
     train = ("train", "--config", str(config_file("paper_autoencoder")), "--workdir", f"{out}.run")
     train += ("--config.data.path=nowhere",)
+    _, whole = samples(make_mesh({"data": 1}, jax.devices()[:1]))
+    results["samples"], split = samples(make_mesh({"data": 8}))
+    results["samples"]["difference"] = float(np.abs(split - whole).max() / np.abs(whole).max())
     results["messages"] = {
         "volume": message_of(*train, "--config.mesh.space=8"),
         "devices": message_of(*train, "--config.mesh.space=3"),

@@ -1,4 +1,4 @@
-"""A training step of the autoencoder stage on eight virtual devices: equal to one device's, and split as asked."""
+"""A training step of the autoencoder stage and a sampler on eight virtual devices: equal to one device's, and split."""
 
 import json
 import os
@@ -40,6 +40,11 @@ def test_neighbours_exchange_edges_and_no_activation_is_gathered(found, case):
 @pytest.mark.parametrize("case", SHARDED)
 def test_memory_of_a_step_falls_with_the_devices(found, case):
     assert found[case]["bytes"] < found["one device"]["bytes"] / 3
+
+
+def test_samples_of_a_batch_that_is_split_are_those_of_one_device(found):
+    assert found["samples"]["devices"] == 8
+    assert found["samples"]["difference"] < 1e-5
 
 
 def test_rules_decide_which_arrays_are_cut(found):

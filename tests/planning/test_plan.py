@@ -14,8 +14,10 @@ from brainldm.planning import compiler
 from brainldm.planning.arithmetic import operations
 from brainldm.planning.chips import CHIPS, find_chip, parse_topology
 from brainldm.planning.hlo import group_size, read_traffic
-from brainldm.planning.plan import add_verdict, candidates, largest_rows, make_plan
+from brainldm.planning.plan import make_plan
 from brainldm.planning.report import report
+from brainldm.planning.search import candidates
+from brainldm.planning.times import add_verdict
 from brainldm.planning.worker import too_large
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import autoencoder_config
@@ -178,8 +180,13 @@ def test_without_libtpu_the_command_that_installs_it_is_named(monkeypatch, capsy
         (["--devices", "0"], "--devices 0"),
         (["--devices", "8", "--utilisation", "40"], "--utilisation 40"),
         (["--devices", "8", "--programs", "train,sample"], "has no 'sample'"),
-        (["--devices", "8", "--chip", "h300"], "Did you mean h"),
+        (["--devices", "8", "--chip", "h300"], "Known are v5e, v5p, v6e, a100, h100, h200. Did you mean h"),
+        (["--devices", "12", "--chip", "h100"], "a multiple of 8"),
+        (["--devices", "7", "--chip", "v5e"], "there is no such slice of v5e"),
         (["--topology", "v5e:2x4", "--chip", "h200"], "--chip goes with --devices"),
+        ([], "Name what to plan for"),
+        (["--devices", "8", "--largest-batch"], "--largest-batch wants to know the memory"),
+        (["--ladder"], "--ladder is of the paper's configs"),
     ],
 )
 def test_what_cannot_be_planned_is_a_mistake_of_the_user(arguments, wanted, capsys):
@@ -191,12 +198,6 @@ def test_flags_of_no_config_are_refused_by_other_commands(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["export", "a", "b", "c", "--config.seed=1"])
     assert exit_.value.code == 2 and "unrecognized arguments: --config.seed=1" in capsys.readouterr().err
-
-
-def test_the_largest_batch_lies_on_a_straight_line():
-    assert largest_rows((1, 30.0), (2, 40.0), 65.0) == 4
-    assert largest_rows((1, 30.0), (2, 40.0), 29.0) == 0
-    assert largest_rows((1, 30.0), (2, 30.0), 29.0) == 0
 
 
 def test_what_the_compiler_says_of_a_program_that_does_not_fit():
@@ -224,19 +225,44 @@ def test_time_and_fit_follow_from_the_chip():
     assert verdict["fits"] is True
     assert verdict["times"] == {"arithmetic": 2.0, "memory": 1.0, "collectives": 0.5}
     assert verdict["step_seconds"] == 2.5
+    assert verdict["bounds"] == {"arithmetic": 1.0, "memory": 1.0} and verdict["bound_seconds"] == 1.0
     assert add_verdict({**result, "memory": {"total": 16 * 2**30}}, chip, 0.5)["fits"] is False
+
+
+def test_the_compilers_roofline_is_a_bound_where_it_is_possible():
+    chip = CHIPS["v5e"]
+    result = {
+        "fits": None,
+        "memory": {"total": 2**30},
+        "operations": chip.peak,
+        "arithmetic": chip.peak,
+        "devices": 1,
+        "dtype": "bfloat16",
+        "bytes": chip.memory_bandwidth / 2,
+        "loops": False,
+        "collectives": [],
+        "roofline_seconds": 1.25,
+        "product_cycles": 2 * chip.clock,
+        "other_bytes": 0.9 * chip.memory_bandwidth,
+    }
+    assert add_verdict(result, chip, 1.0)["bound_seconds"] == 1.25
+    # Less than the arithmetic allows (a call that the compiler cannot see into), and a loop that it counts once.
+    assert add_verdict({**result, "roofline_seconds": -0.98}, chip, 1.0)["bound_seconds"] == 1.0
+    assert "roofline" not in add_verdict({**result, "loops": True}, chip, 1.0)["bounds"]
+    assert "hybrid_seconds" not in add_verdict(result, chip, 1.0)
+    assert add_verdict({**result, "full": True}, chip, 1.0)["hybrid_seconds"] == pytest.approx(3.0)
 
 
 def test_what_is_tried_divides_the_devices_and_the_volume():
     config = autoencoder_config()
     found = list(candidates(config, 8, (20, 28)))
-    assert found[0] == {"model.remat": True}
-    splits = [(changes["mesh.space"], changes["mesh.space_y"]) for changes in found[1:]]
+    assert found[:2] == [{"model.remat": (0,)}, {"model.remat": True}]
+    splits = [(changes["mesh.space"], changes["mesh.space_y"]) for changes in found[2:]]
     assert splits == [(2, 1), (4, 1), (4, 2)]
 
 
 class _Compiler:
-    """Stands in for the compiling process: 4 GiB, 6 GiB a volume on a device, half with rematerialisation."""
+    """Stands in for the compiling process: 4 GiB, 6 GiB a volume on a device, 4 or 3 with rematerialisation."""
 
     devices, kind = 8, "made up"
 
@@ -249,11 +275,12 @@ class _Compiler:
     def __exit__(self, *_):
         pass
 
-    def run(self, program, batch=None, changes=None, full=False):
+    def run(self, program, batch=None, changes=None, full=False, devices=None):
         changes = changes or {}
         split = changes.get("mesh.space", 1) * changes.get("mesh.space_y", 1)
         parts = 8 // split
-        volume = 6 * 2**30 / (2 if changes.get("model.remat") else 1) / split
+        kept = {None: 1, (0,): 2 / 3, True: 1 / 2}[changes.get("model.remat")]
+        volume = 6 * 2**30 * kept / split
         return {
             "program": program,
             "batch": batch,
@@ -280,7 +307,8 @@ class _Compiler:
     ("memory", "largest", "suggestion"),
     [
         (20, 16, None),  # 4 + 6 twice
-        (8, None, ("--config.model.remat=True --config.batch_size=8", 8)),  # 4 + 3
+        (9, None, ("--config.model.remat='(0,)' --config.batch_size=8", 8)),  # 4 + 4
+        (7, None, ("--config.model.remat=True --config.batch_size=8", 8)),  # 4 + 3
         (6, None, ("--config.mesh.data=-1 --config.mesh.space=2 --config.mesh.space_y=1 --config.model.remat=True "
                    "--config.batch_size=4", 4)),  # 4 + 1.5
         (3, None, None),
@@ -297,7 +325,7 @@ def test_the_largest_batch_and_the_change_that_fits(monkeypatch, memory, largest
         assert plan["suggestion"]["flags"] == suggestion[0]
         assert plan["suggestion"]["largest"]["batch"] == suggestion[1]
     elif not largest:
-        assert plan["suggestion"] is None and len(plan["tried"]) == 4
+        assert plan["suggestion"] is None and len(plan["tried"]) == 5
     text = report(plan)
     assert "fits" in text and "expected" in text
 
@@ -311,14 +339,14 @@ def test_a_sharded_autoencoder_on_virtual_devices(capsys):
     """Two parts of the batch times four of the volume: halos are exchanged, and no activation is gathered."""
     plan = _plan(
         capsys,
-        *("--config", f"{CONFIGS / 'paper_autoencoder.py'}:tiny", "--devices", "8", "--chip", "h200", "--no-search"),
+        *("--config", f"{CONFIGS / 'paper_autoencoder.py'}:tiny", "--devices", "8", "--no-search"),
         *("--programs", "encode", "--config.mesh.space=2", "--config.mesh.data=4", "--config.model.channels=(8,8)"),
     )
     encode = plan["programs"]["encode"]
     assert plan["devices"] == 8 and encode["mesh"] == {"data": 4, "fsdp": 1, "space": 2, "space_y": 1}
     kinds = {item["kind"]: item for item in encode["collectives"]}
     assert kinds["collective-permute"]["count"] > 0 and "all-gather" not in kinds
-    assert encode["fits"] is True and encode["memory"]["total"] > 0
+    assert encode["memory"]["total"] > 0
     # The compiler's count and ours agree: the network is convolutions, and little else.
     assert encode["operations"] * 8 == pytest.approx(encode["arithmetic"], rel=0.2)
 
@@ -330,7 +358,7 @@ def test_a_diffusion_run_on_virtual_devices(capsys, tmp_path):
     plan = _plan(
         capsys,
         *("--config", f"{CONFIGS / 'paper_ldm.py'}:tiny", f"--config.autoencoder={tmp_path}", "--devices", "2"),
-        *("--chip", "h200", "--config.mesh.fsdp=2", "--config.mesh.rules=fsdp", "--config.mesh.min_size=512"),
+        *("--config.mesh.fsdp=2", "--config.mesh.rules=fsdp", "--config.mesh.min_size=512"),
         *("--config.batch_size=3", "--config.model.num_res_blocks=1", "--programs", "train,sample"),
         "--no-search",
     )
@@ -338,7 +366,6 @@ def test_a_diffusion_run_on_virtual_devices(capsys, tmp_path):
     assert step["batch"] == 4 and "batch_size 3" in plan["notes"][0]
     kinds = {item["kind"] for item in step["collectives"]}
     assert "all-gather" in kinds  # of parameters, which are cut
-    assert plan["run_seconds"] > 0
     # Two steps of DDIM: as much again as one forward pass each, a third of a training step.
     assert sample["batch"] == 2 and sample["loops"]
     assert sample["arithmetic"] / 2 == pytest.approx(2 / 3 * step["arithmetic"] / 4, rel=0.1)

@@ -9,19 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with its 95 % confidence interval; all three in the unit of the figure."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+from brainldm.evaluation.metrics.intervals import RESAMPLES, Interval, percentile_interval, resampled
 
 
 @dataclass(frozen=True)
@@ -63,10 +51,10 @@ def agreement_stats(requested, measured, *, resamples: int = RESAMPLES, seed: in
     if n < 3:
         nothing = Interval(np.nan, np.nan, np.nan)
         return Agreement(nothing, nothing, nothing, nothing, n, int((~usable).sum()))
-    picks = np.random.default_rng([seed, n]).integers(0, n, size=(resamples, n))
+    picks = resampled(n, seed, resamples)
     values = _figures(x[None], y[None])[:, 0]
-    resampled = _figures(x[picks], y[picks])
-    intervals = [_interval(v, draws) for v, draws in zip(values, resampled, strict=True)]
+    draws = _figures(x[picks], y[picks])
+    intervals = [percentile_interval(v, d) for v, d in zip(values, draws, strict=True)]
     return Agreement(*intervals, n=n, missing=int((~usable).sum()))
 
 
@@ -82,11 +70,3 @@ def _figures(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         r = np.where(flat_x | flat_y, np.nan, np.clip(sxy / np.sqrt(sxx * syy), -1, 1))
         slope = np.where(flat_x, np.nan, sxy / sxx)
     return np.stack([r, slope, mean_y - slope * mean_x, np.abs(y - x).mean(1)])
-
-
-def _interval(value: float, draws: np.ndarray) -> Interval:
-    draws = draws[np.isfinite(draws)]
-    if not np.isfinite(value) or not len(draws):
-        return Interval(float(value), np.nan, np.nan)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))

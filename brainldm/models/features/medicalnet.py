@@ -1,4 +1,4 @@
-"""Features of 3D medical images: the Med3D residual networks (Chen et al. 2019, arXiv 1904.00625), depth 10 and 50.
+"""Features of 3D medical images: the Med3D residual networks (Chen et al. 2019, arXiv 1904.00625), depth 10 to 50.
 
 Used twice: as a perceptual distance in the autoencoder's loss, and as the feature space of the Frechet distance. The
 networks are DILATED: stages 3 and 4 keep stride 1 and use dilation 2 and 4, so the output stride is 8, not 32. The
@@ -21,8 +21,11 @@ from brainldm.models.features.lpips import unit_channels
 from brainldm.models.layers import conv3d
 from brainldm.runtime.errors import UserError
 
-# Residual blocks in each stage. Both depths use projection shortcuts ("type B"); 18 and 34 do not.
-BLOCKS = {10: (1, 1, 1, 1), 50: (3, 4, 6, 3)}
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+"""Residual blocks in each stage, by depth."""
+PROJECTED = (10, 50)
+"""Depths whose shortcuts are projections ("type B"). Those of the others have no weights ("type A"): every stride-th
+voxel, and zeros for the channels that come in."""
 STAGE_WIDTHS = (64, 128, 256, 512)
 STAGE_STRIDES = (1, 2, 1, 1)
 STAGE_DILATIONS = (1, 1, 2, 4)
@@ -33,7 +36,7 @@ Params = dict[str, Any]
 
 
 def load_medicalnet(tensors: Mapping[str, np.ndarray]) -> tuple[Params, int]:
-    """Parameters (float32) and depth (10 or 50) from the tensors of a Med3D checkpoint.
+    """Parameters (float32) and depth (10, 18, 34 or 50) from the tensors of a Med3D checkpoint.
 
     tensors: the state dict by name, with or without the `module.` prefix; the segmentation head and the batch counters
     are left alone. Raises UserError for another depth or kind of shortcut, and for missing tensors or tensors of the
@@ -46,8 +49,7 @@ def load_medicalnet(tensors: Mapping[str, np.ndarray]) -> tuple[Params, int]:
     if missing:
         shortcuts = [name for name in missing if ".downsample." in name]
         hint = (
-            " The shortcuts of this checkpoint have no weights (type A); only those with projections (type "
-            "B), such as resnet_10_23dataset and resnet_50_23dataset, are read."
+            f" Its shortcuts have no weights (type A), where the published ResNet-{depth} has projections."
             if len(shortcuts) == len(missing)
             else ""
         )
@@ -99,8 +101,9 @@ def _depth(tensors: Mapping[str, Any]) -> int:
         if counts == blocks and bottleneck == (depth == 50):
             return depth
     kind = "bottleneck" if bottleneck else "basic"
+    *others, last = map(str, BLOCKS)
     raise UserError(
-        f"Med3D features are read from checkpoints of depth {' or '.join(map(str, BLOCKS))}; this one has "
+        f"Med3D features are read from checkpoints of depth {', '.join(others)} or {last}; this one has "
         f"{', '.join(map(str, counts))} {kind} blocks in its four stages."
     )
 
@@ -126,7 +129,7 @@ def expected_shapes(depth: int) -> dict[str, tuple[int, ...]]:
                 plan = [(channels, width, 3), (width, width, 3)]
             for k, (c_in, c_out, size) in enumerate(plan, start=1):
                 add(f"{name}.conv{k}", f"{name}.bn{k}", c_in, c_out, size)
-            if i == 0 and (STAGE_STRIDES[stage - 1] != 1 or channels != width * expansion):
+            if depth in PROJECTED and i == 0 and (STAGE_STRIDES[stage - 1] != 1 or channels != width * expansion):
                 add(f"{name}.downsample.0", f"{name}.downsample.1", channels, width * expansion, 1)
             channels = width * expansion
     return shapes
@@ -160,12 +163,16 @@ def _block(x: jax.Array, block: Params, stride: int, dilation: int) -> jax.Array
     else:
         y = jax.nn.relu(_convolve(x, block["conv1"], stride, dilation))
         y = _convolve(y, block["conv2"], 1, dilation)
-    shortcut = _convolve(x, block["shortcut"], stride) if "shortcut" in block else x
+    if "shortcut" in block:
+        shortcut = _convolve(x, block["shortcut"], stride)
+    else:
+        more = y.shape[-1] - x.shape[-1]
+        shortcut = jnp.pad(x[:, ::stride, ::stride, ::stride], ((0, 0),) * 4 + ((0, more),))
     return jax.nn.relu(y + shortcut)
 
 
 def features(params: Params, x: jax.Array) -> jax.Array:
-    """The last feature map of volumes [B, D, H, W, 1]: [B, D/8, H/8, W/8, C], C = 512 (depth 10) or 2048 (50).
+    """The last feature map of volumes [B, D, H, W, 1]: [B, D/8, H/8, W/8, C], C = 512 (depth 10 to 34) or 2048 (50).
 
     Sizes that 8 does not divide are rounded up. The volumes are taken as they are; see `z_score`.
     """

@@ -1,12 +1,13 @@
 """Volumes measured on images whose volumes are known: the embedded population and real scans."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainldm.evaluation.measures.volumetry import measure
+from brainldm.evaluation.measures.volumetry import measure, measure_with_labels
 from brainldm.population.population import Population
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.grids import Grid, training_grid
@@ -21,16 +22,19 @@ def people():
     return population.grid, made, [measure(person.image, population.grid) for person in made]
 
 
+_MEASURED = ("ventricles_ml", "brain_ml", "head_scale")
+
+
 @pytest.fixture(scope="module")
 def real_scans(shared):
-    """The real scans averaged to 2 mm with their labels' ventricular volume, and one of them at 1 mm."""
+    """The real scans averaged to 2 mm with the rows of their table, and one of them at 1 mm."""
     root = shared / "data" / "oasis_mni_1mm"
     with open(root / "participants.tsv") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     paths = [next((root / row["participant_id"] / row["session_id"] / "anat").glob("*_T1w.nii.gz")) for row in rows]
     first = read_volume(paths[0]).data / 255
     coarse = [block_average(read_volume(path).data / 255, 2) for path in paths]
-    return first, coarse, np.array([float(row["ventricles_ml"]) for row in rows])
+    return first, coarse, {name: np.array([float(row[name]) for row in rows]) for name in _MEASURED}
 
 
 def test_ventricles_of_the_population(people):
@@ -57,12 +61,52 @@ def test_brain_of_the_population(people):
 
 
 def test_real_scans(real_scans):
+    """Ventricles without an offset; the volume of tissue as imaged, and normalised by the registration's scale (the
+    table has its inverse)."""
     _, coarse, label = real_scans
+    tissue, size = label["brain_ml"], label["head_scale"]
     for factor, least in ((1, 0.97), (2, 0.95)):
         grid = training_grid(2 * factor)
-        measured = [measure(block_average(image, factor), grid).ventricles_ml for image in coarse]
-        assert np.corrcoef(label, measured)[0, 1] >= least
-        assert 0.9 <= np.polyfit(label, measured, 1)[0] <= 1.15
+        images = [block_average(image, factor) for image in coarse]
+        found = [measure(image, grid, True, 1 / s) for image, s in zip(images, size, strict=True)]
+        ventricles = np.array([m.ventricles_ml for m in found])
+        assert np.corrcoef(label["ventricles_ml"], ventricles)[0, 1] >= least
+        assert 0.9 <= np.polyfit(label["ventricles_ml"], ventricles, 1)[0] <= 1.15
+        assert abs((ventricles - label["ventricles_ml"]).mean()) < 0.2
+        assert np.abs(ventricles - label["ventricles_ml"]).mean() < 1.5
+        as_imaged = np.array([m.tissue_ml for m in found])
+        assert np.corrcoef(tissue, as_imaged)[0, 1] >= 0.99
+        assert np.abs(as_imaged - tissue).mean() < 20
+        normalised = np.array([m.brain_ml for m in found])
+        assert np.corrcoef(tissue * size**3, normalised)[0, 1] >= 0.85
+        assert np.abs(normalised - tissue * size**3).mean() < 30
+
+
+def test_brain_of_people_needs_the_size_of_the_head(people):
+    """And the embedded population, whose heads are known, has no volume of tissue as imaged."""
+    grid, made, found = people
+    of_people = measure(made[3].image, grid, people=True)
+    assert np.isnan(of_people.brain_ml) and of_people.tissue_ml > 500
+    assert np.isnan(found[3].tissue_ml) and found[3].brain_ml > 500
+    assert of_people.ventricles_ml - found[3].ventricles_ml == pytest.approx(4.66)
+
+
+def test_labels_are_the_ventricles(people):
+    """At 4 mm the wall is half of the voxels, so a mask of them is smaller than the volume where that is small."""
+    grid, made, found = people
+    for person, measurement in list(zip(made, found, strict=True))[12::4]:
+        again, mask = measure_with_labels(person.image, grid)
+        assert again == dataclasses.replace(measurement, tissue_ml=again.tissue_ml)
+        assert mask.sum() * grid.voxel_ml == pytest.approx(measurement.ventricles_ml, rel=0.25)
+        truth = person.ventricles > 0.5
+        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.8
+
+
+def test_labels_of_an_odd_1_mm_image_lie_on_its_voxels(real_scans):
+    fine, *_ = real_scans
+    odd = fine[:-1, 1:, :-1]
+    found, mask = measure_with_labels(odd, Grid(odd.shape, np.eye(4)), people=True)
+    assert mask.shape == odd.shape and mask.sum() / 1000 == pytest.approx(found.ventricles_ml, rel=0.5)
 
 
 def test_one_millimetre_is_measured_at_two(real_scans):
@@ -86,7 +130,7 @@ def test_blur_and_noise_change_little(people, real_scans):
         lost = abs(after.ventricles_ml - before.ventricles_ml)
         assert lost < max(0.1 * before.ventricles_ml, 6)
     _, coarse, label = real_scans
-    for image in [coarse[i] for i in np.argsort(label)[-3:]]:
+    for image in [coarse[i] for i in np.argsort(label["ventricles_ml"])[-3:]]:
         before, after = (measure(i, training_grid(2)).ventricles_ml for i in (image, spoilt(image)))
         assert abs(after / before - 1) < 0.1
 

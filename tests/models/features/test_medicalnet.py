@@ -46,7 +46,7 @@ def check_against_pytorch(params, depth):
     golden = np.load(GOLDEN)
     x, y = volumes(1), volumes(2)
     pooled = np.asarray(pooled_of(params, x))
-    assert pooled.shape == (2, {10: 512, 50: 2048}[depth])
+    assert pooled.shape == (2, 2048 if depth == 50 else 512)
     expected = golden[f"resnet{depth}_pooled"]
     np.testing.assert_allclose(pooled[:, :: pooled.shape[1] // 64], expected, rtol=1e-5, atol=1e-5 * expected.max())
     np.testing.assert_allclose(distance_of(params, x, y), golden[f"resnet{depth}_distance"], rtol=1e-5)
@@ -56,10 +56,11 @@ def test_resnet10_agrees_with_pytorch(resnet10):
     check_against_pytorch(resnet10, 10)
 
 
-def test_resnet50_agrees_with_pytorch():
-    params, depth = load_medicalnet({f"module.{name}": value for name, value in random_weights(50).items()})
-    assert depth == 50
-    check_against_pytorch(params, 50)
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_deeper_networks_agree_with_pytorch(depth):
+    params, found = load_medicalnet({f"module.{name}": value for name, value in random_weights(depth).items()})
+    assert found == depth
+    check_against_pytorch(params, depth)
 
 
 def test_output_stride_is_eight(resnet10):
@@ -67,7 +68,7 @@ def test_output_stride_is_eight(resnet10):
     assert shape == (1, 20, 28, 20, 512)
 
 
-@pytest.mark.parametrize("depth", [10, 50])
+@pytest.mark.parametrize("depth", [10, 18, 34, 50])
 def test_number_of_parameters(depth):
     """Running statistics are not counted, as in PyTorch."""
     shapes = {name: shape for name, shape in expected_shapes(depth).items() if "running" not in name}
@@ -117,6 +118,6 @@ def test_mistakes_are_explained():
         load_medicalnet({name: value for name, value in complete.items() if "downsample" not in name})
     with pytest.raises(UserError, match="conv1.weight .* instead of"):
         load_medicalnet(complete | {"conv1.weight": np.zeros((64, 3, 7, 7, 7), np.float32)})
-    deeper = complete | {f"layer{k}.1.conv1.weight": np.zeros(1) for k in range(1, 5)}
-    with pytest.raises(UserError, match="depth 10 or 50; this one has 2, 2, 2, 2 basic"):
+    deeper = complete | {f"layer{k}.{i}.conv1.weight": np.zeros(1) for k in range(1, 5) for i in (1, 2)}
+    with pytest.raises(UserError, match="depth 10, 18, 34 or 50; this one has 3, 3, 3, 3 basic"):
         load_medicalnet(deeper)
