@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
     def progress(done: int, total: int) -> None:
         if not counter:
-            counter.append(bars.enter_context(Progress("measure", total, done)))
+            counter.append(bars.enter_context(Progress("measure", total, done, warm_up=2)))
         counter[0](done)
 
     with contextlib.ExitStack() as bars:

@@ -49,6 +49,17 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_SECONDS)
 
 
+def quickly_compiled() -> dict[str, int]:
+    """Options of the compiler for a program that runs once: `jax.jit(f, compiler_options=quickly_compiled())`.
+
+    On a CPU they leave LLVM's optimisations out, which take most of the compilation; elsewhere there are none. Sums of
+    products may differ from those of the optimised program in their last digit.
+    """
+    import jax
+
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+
 def cache_home() -> Path:
     """The user's folder for what can be made again. Raises OSError for a user without a home."""
     found = Path(os.environ.get("XDG_CACHE_HOME", ""))

@@ -19,6 +19,7 @@ from brainldm.parallel.distributed import Processes, is_primary
 from brainldm.parallel.mesh import shard_batch
 from brainldm.parallel.sharding import abstract_like
 from brainldm.parallel.stop_vote import StopVote, in_turn
+from brainldm.runtime.compiled_programs import quickly_compiled
 from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.files import write_json
@@ -183,7 +184,8 @@ def _initial_state(
     shardings = stage.state_shardings(shapes)
     step, saved = checkpoints.begin()
     if step is None:
-        return jax.jit(loaded.init, out_shardings=shardings)(), {"sums": {}, "count": 0}
+        init = jax.jit(loaded.init, out_shardings=shardings, compiler_options=quickly_compiled())
+        return init(), {"sums": {}, "count": 0}
     check_checkpoint(saved, metadata, workdir / f"checkpoints/{step}")
     check_num_steps(step, config.num_steps, workdir)
     return checkpoints.restore(abstract_like(shapes, shardings), step)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import Sampling
+from brainldm.generation import dataset
+from brainldm.generation import sampler as sampler_module
 from brainldm.generation.conditions import check_conditions, draw_conditions, read_conditions
 from brainldm.generation.dataset import MANIFEST, Settings, generate
 from brainldm.generation.sampler import make_sampler, reconstruct, sample_keys, sweep
@@ -117,6 +120,27 @@ def test_reconstructions_have_the_shape_of_the_scans(model, demo_run):
     again = reconstruct(model, scan[None])
     assert again.shape == (1, *scan.shape)
     assert np.corrcoef(again.ravel(), scan.ravel())[0, 1] > 0.5
+
+
+def test_a_sampler_is_compiled_when_it_is_made(model, monkeypatch, capsys):
+    monkeypatch.setattr(sampler_module, "time", SimpleNamespace(monotonic=iter([0.0, 90.0]).__next__))
+    sample = make_sampler(model, Sampling(2), batch_size=3)
+    assert capsys.readouterr().err == "compiled the sampler in 1 min 30 s\n"
+    monkeypatch.setattr(sampler_module, "sample_latents", None)
+    assert len(sample(0, np.array([0]), COVARIATES.encode([ROW]))) == 1
+
+
+def test_progress_counts_whole_batches(model, tmp_path, monkeypatch):
+    """Brains of a batch come at the same moment, so the first of one would tell too long a time left."""
+    counted = []
+
+    class Counting(dataset.Progress):
+        def __call__(self, done):
+            counted.append(done)
+
+    monkeypatch.setattr(dataset, "Progress", Counting)
+    generate(model, tmp_path / "out", [ROW] * 4, Settings(Sampling(2), batch_size=3, extrapolate=True))
+    assert counted == [3, 4]
 
 
 def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):

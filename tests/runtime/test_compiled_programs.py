@@ -6,10 +6,12 @@ import sys
 import zlib
 
 import jax
+import numpy as np
 import pytest
 
+from brainldm.models.layers import torch_uniform
 from brainldm.runtime import compiled_programs
-from brainldm.runtime.compiled_programs import cache_home, keep_programs, private_folder
+from brainldm.runtime.compiled_programs import cache_home, keep_programs, private_folder, quickly_compiled
 
 PROGRAM = zlib.compress(os.urandom(1000))
 
@@ -148,3 +150,11 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path, repository):
     runs = [subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120) for _ in range(2)]
     assert [run.stdout.split() for run in runs] == [["36.0", "False"], ["36.0", "True"]], runs
     assert [run.stderr for run in runs] == ["", ""]
+
+
+def test_what_is_compiled_quickly_draws_the_same_initial_values():
+    def draw():
+        return torch_uniform(jax.random.key(0), (3, 3, 3, 4, 8))
+
+    quick = jax.jit(draw, compiler_options=quickly_compiled())
+    np.testing.assert_array_equal(quick(), jax.jit(draw)())
