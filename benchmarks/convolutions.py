@@ -41,7 +41,7 @@ FEW = 16  # features above which "taps", made for few, is not tried
 
 
 def measure(kind, shape, inputs, features, clock):
-    """Seconds of each way of one case; None where it takes more than 2 GiB."""
+    """Seconds of each way of one case, without those that take more than 2 GiB."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((*shape, inputs)), jnp.float32)
     other = (3, 3, 3, inputs, features) if kind == "forward" else (*shape, features)
