@@ -18,9 +18,13 @@ def table() -> dict[str, list[dict]]:
     return json.loads(files(__package__).joinpath("convolution_table.json").read_text())
 
 
+SAVED = 0.002
+"""Seconds by which a way must be quicker than "planes", which compile sooner: of less, no training makes up for it."""
+
+
 def quickest(kind: str, ways: Collection[str], voxels: int, inputs: int, features: int) -> str:
-    """The one of `ways` that took the least time in the nearest case that was measured, "planes" if none of the others
-    is a fifth quicker: it compiles the soonest, and times differ that much between machines.
+    """The one of `ways` that took the least time in the nearest case that was measured; "planes" if none of the others
+    is quicker by a fifth, as much as times differ between machines, and by SAVED.
 
     Near is the distance between the logarithms of voxels, inputs and features: twice as many of either is one step.
     """
@@ -30,4 +34,6 @@ def quickest(kind: str, ways: Collection[str], voxels: int, inputs: int, feature
         return sum(log2(a / b) ** 2 for a, b in zip(measured, (voxels, inputs, features), strict=True))
 
     seconds = min(table()[kind], key=distance)["seconds"]
-    return min(ways, key=lambda way: seconds.get(way, float("inf")) * (1.0 if way == "planes" else 1.2))
+    planes = seconds.get("planes", float("inf"))
+    worth = [way for way in ways if seconds.get(way, float("inf")) < min(planes / 1.2, planes - SAVED)]
+    return min(worth, key=seconds.get, default="planes")
