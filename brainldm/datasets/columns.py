@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brainldm.datasets.covariates import SEX_WORDS, is_missing
+from brainldm.datasets.covariates import SEX_WORDS, as_number, is_missing
 from brainldm.runtime.errors import UserError
 
 STANDARD = ("sex", "age", "ventricles_ml", "brain_ml")
@@ -90,7 +90,7 @@ def convert(
         return [MISSING] * len(cells), {}, ""
     if name == "sex":
         return _convert_sex(column, field, cells, described)
-    numbers = [_number(cell) for cell in cells]
+    numbers = [as_number(cell) for cell in cells]
     if name == "age":
         return _convert_age(column, cells, numbers, described)
     return _convert_volume(name, column, field, cells, numbers, described)
@@ -227,10 +227,3 @@ def _code(cell: str) -> str:
     """1 and 1.0 are one code."""
     text = cell.strip()
     return text[:-2] if text.endswith(".0") else text
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return math.nan

@@ -120,11 +120,12 @@ def _level(text: str, levels: Sequence[str]) -> str | None:
     if text in levels:
         return text
     same = [level for level in levels if level.casefold() == text.casefold()]
-    same = same or [level for level in levels if _number(level) == _number(text)]
+    same = same or [level for level in levels if as_number(level) == as_number(text)]
     return same[0] if len(same) == 1 else None
 
 
-def _number(text: str) -> float:
+def as_number(text: str) -> float:
+    """`text` as a number, NaN where it is none."""
     try:
         return float(text)
     except ValueError:
@@ -148,10 +149,10 @@ def parse_extra(text: str) -> Covariate:
         if len(set(levels)) < len(levels) or any(is_missing(level) for level in levels) or unit:
             raise UserError(f"config.covariates.extra: {text!r} needs different levels, none empty, no unit. {hint}")
         return Covariate(name, "", f"column {name}", levels=levels)
-    low, colon, high = rest.partition(":")
-    if not colon or not (math.isfinite(_number(low)) and math.isfinite(_number(high)) and _number(low) < _number(high)):
+    low, high = map(as_number, rest.partition(":")[::2])
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(f"config.covariates.extra: {text!r} gives no range from a smaller to a larger number. {hint}")
-    return Covariate(name, unit, f"column {name}", _number(low), _number(high))
+    return Covariate(name, unit, f"column {name}", low, high)
 
 
 SEX = Covariate("sex", "", "biological sex; F is coded 0, M is coded 1", levels=("F", "M"))

@@ -4,6 +4,7 @@ Modules and parameters follow the layout of MONAI's `AutoencoderKL`, block by bl
 such as `encoder/blocks_4/conv1/kernel` is a checkpoint key read with other separators.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -214,5 +215,8 @@ class AutoencoderKL(nn.Module):
             reconstruction, `mu`, `sigma`, as `decode` and `encode` return them.
         """
         mu, sigma = self.encode(x)
-        z = mu if key is None else mu + sigma * jax.random.normal(key, mu.shape, mu.dtype)
-        return self.decode(z), mu, sigma
+        if key is None:
+            return self.decode(mu), mu, sigma
+        # The same numbers as drawn in the shape of mu: for the indices of five axes XLA compiles long on a CPU.
+        noise = jax.random.normal(key, (*mu.shape[:2], math.prod(mu.shape[2:])), mu.dtype).reshape(mu.shape)
+        return self.decode(mu + sigma * noise), mu, sigma

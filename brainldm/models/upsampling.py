@@ -5,14 +5,18 @@ of the kernel meet the same one. Adding those taps up first leaves 8 of 27 multi
 never made.
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from brainldm.models import convolution_cpu
+
 _SIDES = (0, 1, 2)  # the spatial axes of a kernel
-_NUMBERS = ("NDHWC", "DHWIO", "NDHWC")
+_convolve = partial(lax.conv_general_dilated, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
 
 
 def upsample_conv3d(x: jax.Array, kernel: jax.Array, route: str = "planes_on_cpu") -> jax.Array:
@@ -34,8 +38,9 @@ def upsample_conv3d(x: jax.Array, kernel: jax.Array, route: str = "planes_on_cpu
     kernel = _summed_over_repeats(kernel).astype(x.dtype)
     if route == "direct":
         return _in_phases(x, kernel)
+    small = x.size * kernel.size // x.shape[-1] < convolution_cpu.FEW
     return lax.platform_dependent(
-        x, kernel, cpu=_by_planes, cuda=_as_backward_input, rocm=_as_backward_input, default=_spread
+        x, kernel, cpu=_spread if small else _on_cpu, cuda=_as_backward_input, rocm=_as_backward_input, default=_spread
     )
 
 
@@ -49,9 +54,7 @@ def _summed_over_repeats(kernel: jax.Array) -> jax.Array:
 
 def _spread(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Zeros between the values, then the 4^3 kernel."""
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1, 1), ((2, 2),) * 3, lhs_dilation=(2, 2, 2), dimension_numbers=_NUMBERS
-    )
+    return _convolve(x, kernel, (1, 1, 1), ((2, 2),) * 3, lhs_dilation=(2, 2, 2))
 
 
 def _as_backward_input(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -62,38 +65,17 @@ def _as_backward_input(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _spread(x, lax.rev(lax.optimization_barrier(lax.rev(kernel, _SIDES)), _SIDES))
 
 
-def _in_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _in_phases(x: jax.Array, kernel: jax.Array, convolve: Callable = _convolve) -> jax.Array:
     """Even and odd outputs of each axis apart: eight convolutions with the 2^3 taps that meet values."""
     parts = []
     for phase in product((0, 1), repeat=3):
         taps = kernel[phase[0] :: 2, phase[1] :: 2, phase[2] :: 2]
-        padding = tuple((1 - odd, odd) for odd in phase)
-        parts.append(lax.conv_general_dilated(x, taps, (1, 1, 1), padding, dimension_numbers=_NUMBERS))
+        parts.append(convolve(x, taps, (1, 1, 1), tuple((1 - odd, odd) for odd in phase)))
     batch, depth, height, width, channels = parts[0].shape
     y = jnp.stack(parts, axis=1).reshape(batch, 2, 2, 2, depth, height, width, channels)
     return y.transpose(0, 4, 1, 5, 2, 6, 3, 7).reshape(batch, 2 * depth, 2 * height, 2 * width, channels)
 
 
-def _by_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """2D convolutions of size 2, whose channels hold the four phases within a plane; XLA:CPU is fast at these.
-
-    The 2D result has one row and one column more than `x`: the phase (p, q) of voxel (h, w) is at (h + p, w + q).
-    """
-    numbers = ("NHWC", "HWIO", "NHWC")
-    batch, depth, height, width, channels = x.shape
-    features = kernel.shape[-1]
-    taps = kernel.reshape(4, 2, 2, 2, 2, channels, features).transpose(0, 1, 3, 5, 2, 4, 6)
-    taps = taps.reshape(4, 2, 2, channels, 4 * features)
-    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    depths = []
-    for p in (0, 1):
-        total = 0.0
-        for tap in (0, 1):
-            planes = x[:, p + tap : p + tap + depth].reshape(batch * depth, height, width, channels)
-            total += lax.conv_general_dilated(
-                planes, taps[2 * tap + p], (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers
-            )
-        total = total.reshape(batch, depth, height + 1, width + 1, 2, 2, features)
-        rows = [jnp.stack([total[:, :, q : q + height, r : r + width, q, r] for r in (0, 1)], axis=4) for q in (0, 1)]
-        depths.append(jnp.stack(rows, axis=3))  # [B, D, H, 2, W, 2, C]
-    return jnp.stack(depths, axis=2).reshape(batch, 2 * depth, 2 * height, 2 * width, features)
+def _on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_in_phases` by the convolutions that are quick on a CPU."""
+    return _in_phases(x, kernel, convolution_cpu.convolve)

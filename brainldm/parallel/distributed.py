@@ -27,7 +27,7 @@ from brainldm.parallel.launch import Launch
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import BrainldmError, PeerLost, Stopped, UserError, first_line
 from brainldm.runtime.format import format_duration
-from brainldm.runtime.heartbeats import HeartbeatFolder
+from brainldm.runtime.heartbeats import BEAT_SECONDS, HeartbeatFolder
 from brainldm.runtime.supervisor import supervised, tell_supervisor
 from brainldm.runtime.watchdog import AGAIN, Watchdog
 
@@ -120,7 +120,9 @@ class Processes:
         if self.count > 1:
             # A name of its own for every start: nothing that an earlier one left is taken for news.
             name = from_primary(lambda: _new_folder(folder))
-            self.heartbeats = HeartbeatFolder(folder / name, self.index, self.count)
+            # Enough signs of life within the limit that one which comes late is not taken for silence.
+            interval = min(BEAT_SECONDS, heartbeat_seconds / 20) or BEAT_SECONDS
+            self.heartbeats = HeartbeatFolder(folder / name, self.index, self.count, interval)
             tell_supervisor(self.heartbeats)
         self.watchdog = Watchdog(
             watchdog_seconds, folder / f"stacks_{self.index}.txt", self.heartbeats, heartbeat_seconds, supervised()
@@ -174,7 +176,7 @@ class Processes:
             traceback.print_exception(error)
             if _LOST_LINK.search(str(error)):
                 # The others' exit reports are on their way, and the watchdog ends this process when they come.
-                time.sleep(10)
+                time.sleep(5 * heartbeats.interval)
                 code = PeerLost.exit_code
                 error = f"it lost its link to another process ({first_line(error)}). {AGAIN}"
             else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -98,11 +98,6 @@ def _fitting(shape: Sequence[int], count: int) -> str:
         if count % others == 0:
             return f"config.mesh.{axis}={count // others} would fit (or -1: what the other axes leave)."
     return f"Sizes that multiply to {count} would fit, for example config.mesh.data={count} and 1 for the others."
-
-
-def data_mesh() -> Mesh:
-    """All devices along `data`."""
-    return make_mesh()
 
 
 def data_only_mesh(mesh: Mesh) -> Mesh:
@@ -197,17 +192,6 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(NamedSharding(mesh, _spec(array.ndim)), array, shape)
 
     return jax.tree.map(put, batch)
-
-
-def fetch_to_host(tree: Any) -> Any:
-    """Global arrays, however they are split, as whole numpy arrays on every process; one at a time on the devices."""
-
-    def fetch(x: Any) -> np.ndarray:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-            return np.asarray(x)
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-
-    return jax.tree.map(fetch, tree)
 
 
 def nearest_divisor(wanted: int, number: int) -> int:

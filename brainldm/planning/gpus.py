@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from brainldm.planning.chips import CHIPS, Chip
+from brainldm.planning.chips import Chip
 
 PER_HOST = 8
 """GPUs of one machine; a larger number has to be a multiple."""
@@ -69,10 +69,5 @@ class Gpus:
         """
 
 
-def is_gpu(chip: Chip) -> bool:
-    """Whether programs are compiled for this chip by the CUDA plug-in."""
-    return chip.name in _DEVICES
-
-
-GPUS = tuple(name for name in CHIPS if name in _DEVICES)
+GPUS = tuple(_DEVICES)
 """Names of the GPUs that can be planned for."""

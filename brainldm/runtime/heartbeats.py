@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 BEAT_SECONDS = 2.0
-"""How often a process writes, and how often the others look."""
+"""How often a process writes, and how often the others look, unless a limit of silence asks for more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,12 @@ FINISHED = "finished"
 class HeartbeatFolder:
     """The view of process `index` of `count` on the files in `folder`, which is made when it is not there.
 
-    Reading and writing never raise: a file system that is away for a moment must not end a run.
+    Each process writes and looks every `interval` seconds. Reading and writing never raise: a file system that is away
+    for a moment must not end a run.
     """
 
-    def __init__(self, folder: str | Path, index: int, count: int):
-        self.folder, self.index, self.count = Path(folder), index, count
+    def __init__(self, folder: str | Path, index: int, count: int, interval: float = BEAT_SECONDS):
+        self.folder, self.index, self.count, self.interval = Path(folder), index, count, interval
         self.host = socket.gethostname()
         self._beats = 0
         with contextlib.suppress(OSError):
@@ -91,7 +92,7 @@ class HeartbeatFolder:
     def wait_for_readers(self) -> None:
         """Wait in process 0 until the others have read why it ends: JAX aborts them as soon as it is gone."""
         if self.index == 0 and self.count > 1:
-            time.sleep(2 * BEAT_SECONDS)
+            time.sleep(2 * self.interval)
 
     def arrive(self, barrier: str) -> None:
         """Say that this process has come to a barrier."""
@@ -144,7 +145,7 @@ class HeartbeatMonitor:
         """Seconds of silence by process; those that have finished are left out."""
         now = self._clock()
         # A reader that stood still itself (stopped, or waiting for the file system) learnt nothing meanwhile.
-        passed, self._last = min(now - self._last, 2 * BEAT_SECONDS), now
+        passed, self._last = min(now - self._last, 2 * self._folder.interval), now
         for process, (before, silent) in self._seen.items():
             beat = self._folder.last_heartbeat(process)
             self._seen[process] = (beat, silent + passed) if beat is None or beat == before else (beat, 0.0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import Stopped
 from brainldm.runtime.format import format_duration
-from brainldm.runtime.heartbeats import BEAT_SECONDS, FINISHED, HeartbeatFolder, HeartbeatMonitor
+from brainldm.runtime.heartbeats import FINISHED, HeartbeatFolder, HeartbeatMonitor
 
 AGAIN = "The same command goes on from the last checkpoint."
 _REPORT_SECONDS = 10.0
@@ -120,7 +120,7 @@ class Watchdog:
                     who = heartbeats.describe(process)
                     heartbeats.report_exit(reason, Stopped.exit_code, process=process)
                     self._end(f"{who} gave no sign of life for {format_duration(seconds)}. {AGAIN}", own_reason=False)
-            if self._stop.wait(BEAT_SECONDS):
+            if self._stop.wait(heartbeats.interval):
                 return
 
     def _end(
@@ -168,7 +168,7 @@ class Watchdog:
             return ""
         others = [process for process in range(heartbeats.count) if process != heartbeats.index]
         before = {process: heartbeats.last_heartbeat(process) for process in others}
-        time.sleep(2.5 * BEAT_SECONDS)
+        time.sleep(2.5 * heartbeats.interval)
         now = {process: heartbeats.last_heartbeat(process) for process in others}
         silent = [p for p in others if now[p] is None or (now[p] == before[p] and now[p].doing != FINISHED)]
         text = ""

@@ -1,7 +1,7 @@
 """Every key that a training run knows, with the default of each. A config file starts from one of these.
 
-The defaults are the paper's networks with the first author's published recipe; configs/paper_autoencoder.py and
-configs/paper_ldm.py say what of it is known and what is inferred.
+The defaults describe networks of full size. A config file states what its result depends on: those of the paper in
+configs/ name every value that is known of it, or inferred, and from where.
 """
 
 from __future__ import annotations

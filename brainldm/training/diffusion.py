@@ -11,6 +11,7 @@ import ml_collections
 import optax
 
 from brainldm.diffusion.objectives import diffusion_loss
+from brainldm.diffusion.samplers import step_noise
 from brainldm.diffusion.schedule import Schedule, make_schedule
 from brainldm.models import build as networks
 from brainldm.models.unet import DiffusionUNet
@@ -91,7 +92,7 @@ def build(
         x0 = batch["latent"] * latent_scale
         key_noise, key_time, key_drop = jax.random.split(key, 3)
         size = x0.shape[0]
-        noise = jax.random.normal(key_noise, x0.shape)
+        noise = jax.random.normal(key_noise, (size, x0.size // size)).reshape(x0.shape)  # as rows: see `step_noise`
         t = jax.random.randint(key_time, (size,), 0, schedule.num_train_steps)
         c = batch["condition"]
         if config.loss.condition_dropout:
@@ -137,7 +138,7 @@ def build(
             return unet.apply({"params": params}, x, t, batch["condition"])
 
         def at_time(total, number):
-            noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, number), x0.shape[1:]))(keys)
+            noise = step_noise(keys, number, x0.shape[1:])
             t = jnp.full(x0.shape[0], ((number + 0.5) * spacing).astype(jnp.int32))
             return total + diffusion_loss(schedule, prediction, network, x0, noise, t), None
 

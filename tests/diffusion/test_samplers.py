@@ -166,6 +166,13 @@ def test_one_ancestral_step_draws_from_the_posterior():
     np.testing.assert_allclose(one_step(*args, jnp.ones((1, 1)))[0, 0] - mean, np.sqrt(1 / precision), rtol=1e-5)
 
 
+def test_noise_is_what_jax_draws_in_the_shape_of_a_sample():
+    """It is drawn as rows; datasets name a seed and rely on the numbers."""
+    keys = keys_of(7, 8)
+    expected = [jax.random.normal(jax.random.fold_in(key, 3), SHAPE) for key in keys]
+    np.testing.assert_array_equal(step_noise(keys, 3, SHAPE), expected)
+
+
 def test_eta_zero_ignores_the_keys_and_eta_one_does_not():
     x_T = initial_noise(keys_of(7), SHAPE)
 

@@ -97,10 +97,9 @@ def test_processes_on_gpus_see_one_each_of_those_that_are_visible(place):
     [("75|75", 75), ("0|75", 75), ("75|0", 75), ("1|wait", 1), ("wait|2", 2), ("wait|134", 134)],
 )
 def test_processes_end_with_the_code_of_the_first_that_failed(place, plan, ends_with):
-    started = time.monotonic()
     done = place.run("processes.sh", "2", *TRAIN, PLAN=plan)
     assert done.returncode == ends_with, done.stdout
-    assert time.monotonic() - started < 50
+    assert ("program saw TERM" in done.stdout) == ("wait" in plan)
 
 
 def test_a_signal_to_processes_reaches_each_once(place):

@@ -1,4 +1,4 @@
-"""Convolution by planes against XLA's direct one, norms, resampling, time embedding."""
+"""Convolution of three dimensions against XLA's direct one, norms, resampling, time embedding."""
 
 import re
 from functools import partial
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from brainldm.models import layers
 from brainldm.models.build import NETWORKS, build
 from brainldm.models.layers import (
     Conv,
@@ -175,17 +174,3 @@ def test_timestep_embedding():
     np.testing.assert_allclose(embedding[128:131], [0.21075159, -0.20255047, 0.06706405], atol=1e-4)
     np.testing.assert_allclose(embedding[-1], 0.05767440, atol=1e-6)
     assert timestep_embedding(jnp.array([1.5, 2.5]), 7).shape == (2, 7)
-
-
-def test_large_volumes_take_the_same_route_in_order(monkeypatch):
-    """What is done to save memory at full size changes neither values nor gradients."""
-    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 4, 3))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 2))
-
-    def loss(x, kernel):
-        return jnp.sum(jnp.sin(layers._by_planes(x, kernel, (1, 1, 1), ((1, 1),) * 3)))
-
-    small = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, kernel)
-    monkeypatch.setattr(layers, "_LARGE", 0)
-    large = jax.jit(jax.value_and_grad(lambda x, kernel: loss(x, kernel), (0, 1)))(x, kernel)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), small, large)

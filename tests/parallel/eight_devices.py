@@ -20,7 +20,7 @@ from brainldm.diffusion.sampling import Sampling, sample_latents
 from brainldm.diffusion.schedule import make_schedule
 from brainldm.models.layers import conv_route
 from brainldm.models.unet import DiffusionUNet
-from brainldm.parallel.mesh import batch_constraint, fetch_to_host, make_mesh, replicated, shard_batch
+from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated, shard_batch
 from brainldm.parallel.sharding import Sharding
 from brainldm.training import autoencoder
 from brainldm.training import config as configs
@@ -87,7 +87,7 @@ def run(mesh, rules, batch):
         "kernels": sorted({",".join(map(str, leaf.shape)) for name, leaf in by_path(shapes) if "kernel" in name}),
         "parts": {name: leaf.size // leaf.addressable_shards[0].data.size for name, leaf in leaves},
         "bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }, (jax.device_get(metrics), {name: leaf for name, leaf in by_path(fetch_to_host(state)) if "/mu/" in name})
+    }, (jax.device_get(metrics), {name: leaf for name, leaf in by_path(jax.device_get(state)) if "/mu/" in name})
 
 
 def difference(one, two):

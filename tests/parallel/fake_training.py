@@ -1,6 +1,6 @@
 """The real command, loop, checkpoints and processes with a stage of few numbers: takes the flags of `train`.
 
-The variable FAKE makes process 1 misbehave after some steps: "stuck" waits for ever, "bad" meets a scan that it cannot
+The variable FAKE makes process 1 misbehave after some steps: "bad" meets a scan that it cannot
 read, "bug" raises KeyError.
 """
 
@@ -15,7 +15,7 @@ from brainldm.runtime.supervisor import supervise, supervised
 
 if __name__ == "__main__":
     if "--distributed" in sys.argv and not supervised():
-        sys.exit(supervise([sys.executable, *sys.argv], grace_seconds=10))
+        sys.exit(supervise([sys.executable, *sys.argv], grace_seconds=4))
 
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -39,8 +39,6 @@ if __name__ == "__main__":
             time.sleep(0.005)
             if jax.process_index() == 1 and self.read > 40:
                 match os.environ.get("FAKE"):
-                    case "stuck":
-                        time.sleep(3600)
                     case "bad":
                         raise UserError("sub-7: cannot be read.")
                     case "bug":

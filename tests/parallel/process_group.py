@@ -102,7 +102,7 @@ class ProcessGroup:
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
             # Compiling takes most of the time: little of it, and once.
-            "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             **environment,
         }

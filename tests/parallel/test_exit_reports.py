@@ -133,7 +133,7 @@ def test_silence_counts_the_time_in_which_the_reader_itself_ran(tmp_path):
 
 def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(python, tmp_path):
     program = """
-    heartbeats = HeartbeatFolder(sys.argv[1], 0, 3)
+    heartbeats = HeartbeatFolder(sys.argv[1], 0, 3, interval=0.5)
     with Watchdog(0.8, sys.argv[1] + "/stacks.txt", heartbeats) as watchdog:
         time.sleep(1.5)  # no step yet: compiling
         watchdog.beat(1)
@@ -163,7 +163,8 @@ def test_a_process_without_steps_ends_with_its_stacks_and_names_the_silent_one(p
 
 def test_a_process_ends_when_another_has_ended_or_fallen_silent(python, tmp_path):
     program = """
-    with Watchdog(0, sys.argv[1] + "/stacks.txt", HeartbeatFolder(sys.argv[1], 1, 3), float(sys.argv[2])) as watchdog:
+    heartbeats = HeartbeatFolder(sys.argv[1], 1, 3, interval=0.5)
+    with Watchdog(0, sys.argv[1] + "/stacks.txt", heartbeats, float(sys.argv[2])):
         time.sleep(60)
     """
     noted, silent = tmp_path / "noted", tmp_path / "silent"
@@ -267,16 +268,18 @@ def test_a_process_that_does_not_react_does_not_outlive_the_others(python, tmp_p
 def test_signals_go_through_and_the_child_does_not_outlive_its_supervisor(python, tmp_path):
     child = """
     signal.signal(signal.SIGTERM, lambda number, frame: (print("got it", file=sys.stderr), sys.exit(75)))
-    with Watchdog(0, "unused", parent=supervised()):
+    with Watchdog(0, "unused", HeartbeatFolder(sys.argv[1], 1, 2), parent=supervised()):
         print(os.getpid(), file=sys.stderr, flush=True)
         time.sleep(60)
     """
-    process = supervise(python, child)
+    process = supervise(python, child, tmp_path)
     process.stderr.readline()
     process.send_signal(signal.SIGTERM)
     assert ended(process)[:2] == (75, "got it\n")
-    process = supervise(python, child)
+    process = supervise(python, child, tmp_path)
     process.stderr.readline()
     process.kill()
     code, _, last = ended(process)  # reads until the child has closed its end
     assert code == -signal.SIGKILL and "is gone" in last
+    (report,) = HeartbeatFolder(tmp_path, 0, 2).exit_reports()  # which ends the others
+    assert report.process == 1 and "is gone" in report.reason

@@ -126,7 +126,6 @@ def test_a_second_run_in_the_same_folder_is_refused_unless_it_is_another_shard(s
 def test_killed_at_five_random_points_the_bytes_are_the_same(source, undisturbed, tmp_path):
     out, rng = tmp_path / "killed", np.random.default_rng(0)
     flags = ("--grid", "paper-4mm", "--registered", "--workers", "2")
-    began = time.monotonic()
     done = 0
     for _ in range(5):
         process = subprocess.Popen(command(source, out, *flags), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -134,7 +133,6 @@ def test_killed_at_five_random_points_the_bytes_are_the_same(source, undisturbed
         wanted = min(done + int(rng.integers(0, 3)), COUNT)
         while process.poll() is None and len(list(out.glob("sub-*/anat/*.json"))) < wanted:
             time.sleep(0.02)
-            assert time.monotonic() - began < 400
         time.sleep(float(rng.uniform(0, 0.3)))
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -16,7 +16,7 @@ from fakes import FakeStage
 from PIL import Image
 from save_loop import small_config, wait_for
 
-from brainldm.parallel.mesh import data_mesh
+from brainldm.parallel.mesh import make_mesh
 from brainldm.parallel.sharding import abstract_like
 from brainldm.runtime import checkpoint_folder
 from brainldm.runtime.errors import Stopped, UserError
@@ -39,7 +39,7 @@ def straight(tmp_path_factory) -> Path:
 
 def state_in(workdir: Path):
     """The newest state and the loop's progress."""
-    shapes = FakeStage(small_config(), data_mesh()).state_shapes()
+    shapes = FakeStage(small_config(), make_mesh()).state_shapes()
     state, progress = Checkpoints(workdir).restore(abstract_like(shapes, save_loop.here()))
     return jax.device_get(state), progress
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brainldm.data.latents import LatentCache
-from brainldm.parallel.mesh import data_mesh
+from brainldm.parallel.mesh import make_mesh
 from brainldm.runtime.errors import Stopped, UserError
 from brainldm.training import loop, restore
 from brainldm.training.flags import load_config
@@ -42,7 +42,7 @@ class NoEncoding(DiffusionStage):
 
 def load(config, workdir, stage=make_stage):
     """The stage with its data."""
-    return stage(config, data_mesh()).load(workdir)
+    return stage(config, make_mesh()).load(workdir)
 
 
 def shards(folder):
