@@ -20,9 +20,11 @@ case "${1:-} $#" in
         mkdir -p "$folder"
         if running; then fail "already running (process $(cat "$folder/pid")): launch/background.sh logs"; fi
         quoted "==> $(date -u +%FT%TZ)" "${@:2}" >>"$folder/log"
-        setsid flock --no-fork --nonblock "$folder/lock" "$root/launch/again.sh" "${@:2}" \
+        # With a wait, because whoever asks whether it runs holds the lock for a moment.
+        setsid flock --no-fork --timeout 5 "$folder/lock" "$root/launch/again.sh" "${@:2}" \
             >>"$folder/log" 2>&1 </dev/null &
         echo $! >"$folder/pid"
+        until running || ! kill -0 $! 2>/dev/null; do sleep 0.1; done
         say "started (process $!), log: $folder/log"
         ;;
     "logs 1")

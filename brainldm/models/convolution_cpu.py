@@ -41,9 +41,7 @@ def _gradients(strides, padding, kept, dy):
     x, kernel = kept
     around = tuple((size - 1 - a, size - 1 - b) for size, (a, b) in zip(kernel.shape[:3], padding, strict=True))
     if strides != (1, 1, 1) or min(map(min, around)) < 0:  # padding by less than nothing is no convolution's
-        by_input = jax.linear_transpose(lambda x: planes(x, kernel, padding, strides), x)
-        by_kernel = jax.linear_transpose(lambda kernel: planes(x, kernel, padding, strides), kernel)
-        return *by_input(dy), *by_kernel(dy)
+        return jax.vjp(lambda x, kernel: planes(x, kernel, padding, strides), x, kernel)[1](dy)
     turned = jnp.flip(kernel, (0, 1, 2)).swapaxes(-1, -2)
     dx = FORWARD[_quickest("forward", FORWARD, dy, turned)](dy, turned, around)
     way = KERNEL_GRADIENT[_quickest("kernel_gradient", KERNEL_GRADIENT, x, kernel)]
@@ -122,8 +120,8 @@ FORWARD = {"planes": planes, "stacked_planes": stacked_planes, "taps": taps, "wi
 
 def _by_transpose(x, dy, sizes, padding):
     """What XLA makes of `planes`."""
-    kernel = jax.ShapeDtypeStruct((*sizes, x.shape[-1], dy.shape[-1]), dy.dtype)
-    return jax.linear_transpose(lambda kernel: planes(x, kernel, padding), kernel)(dy)[0]
+    kernel = jnp.zeros((*sizes, x.shape[-1], dy.shape[-1]), dy.dtype)
+    return jax.vjp(lambda kernel: planes(x, kernel, padding), kernel)[1](dy)[0]
 
 
 def _products(x, dy, sizes, padding):

@@ -123,6 +123,22 @@ def test_large_volumes_take_the_same_way_in_order(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), small, large)
 
 
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2)])
+def test_large_volumes_have_gradients_by_every_stride(monkeypatch, strides):
+    x, kernel = _data(size=4, shape=(1, 8, 10, 6, 3))
+
+    def gradients(way):
+        return jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(way(x, kernel))), (0, 1)))(x, kernel)
+
+    monkeypatch.setattr(convolution_cpu, "_LARGE", 0)
+    found = gradients(lambda x, kernel: convolution_cpu.convolve(x, kernel, strides, ((1, 1),) * 3))
+    numbers = ("NDHWC", "DHWIO", "NDHWC")
+    expected = gradients(
+        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, strides, ((1, 1),) * 3, dimension_numbers=numbers)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4), found, expected)
+
+
 def test_the_table_names_ways_that_there_are():
     for kind, ways in (
         ("forward", convolution_cpu.FORWARD),
