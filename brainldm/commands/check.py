@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brainldm.runtime.console import Progress
+from brainldm.runtime.console import Phases
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
 
@@ -40,7 +40,7 @@ def check(
         raise UserError("--workers must be at least 1, and --sample at least 0.")
     if config:
         options = with_config(options, config)
-    with _Phases() as progress:
+    with Phases() as progress:
         found = collect(source, table=table, pattern=pattern, options=options, progress=progress)
     if page:
         from brainldm.fingerprint.page import render
@@ -87,31 +87,6 @@ def with_config(options: CheckOptions, source: str) -> CheckOptions:
         scaling=config.data.scaling,
         sizes=sizes,
     )
-
-
-class _Phases:
-    """One Progress after another, as the phases of `collect` come."""
-
-    def __init__(self):
-        self._what, self._counter = "", None
-
-    def __enter__(self) -> _Phases:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._close(kind, error, trace)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self._what:
-            self._close(None, None, None)
-            self._what, self._counter = what, Progress(what, total)
-            self._counter.__enter__()
-        self._counter(done)
-
-    def _close(self, kind, error, trace) -> None:
-        if self._counter is not None:
-            self._counter.__exit__(kind, error, trace)
-            self._counter = None
 
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -35,18 +35,21 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.generation.illustrations import illustrate
     from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.runtime.compiled_programs import keep_programs
+    from brainldm.runtime.console import Phases
 
     if options.model:
         refuse_silent_cpu()
     keep_programs()
     illustrations = illustrate(options.model, options.real) if options.model else {}
-    figures = evaluate(
-        options.synthetic,
-        options.real,
-        options.out,
-        max_pairs=options.pairs,
-        med3d=options.med3d,
-        seed=options.seed,
-        **illustrations,
-    )
+    with Phases() as show:
+        figures = evaluate(
+            options.synthetic,
+            options.real,
+            options.out,
+            max_pairs=options.pairs,
+            med3d=options.med3d,
+            seed=options.seed,
+            progress=lambda done, total, what: show("evaluate", done, total, what),
+            **illustrations,
+        )
     print(json.dumps(figures, indent=1) if options.json else "\n".join(summary_lines(figures)))

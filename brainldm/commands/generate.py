@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -124,16 +123,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _write_labels(out: str, backend: Backend) -> None:
     from brainldm.evaluation.measures.run import label_dataset
-    from brainldm.runtime.console import Progress, log
+    from brainldm.runtime.console import Phases, log
 
-    counter: list[Progress] = []
-
-    def progress(done: int, total: int) -> None:
-        if not counter:
-            counter.append(bars.enter_context(Progress("labels", total, done)))
-        counter[0](done)
-
-    with contextlib.ExitStack() as bars:
-        missing = label_dataset(out, backend, progress)
+    with Phases() as show:
+        missing = label_dataset(out, backend, lambda done, total: show("labels", done, total))
     for name, reason in missing.items():
         log(f"{name} has no label map: {reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.evaluation.measures.run import default_folder, measure_dataset
     from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.preparation.run import parse_shard
-    from brainldm.runtime.console import Progress, log
+    from brainldm.runtime.console import Phases, log
     from brainldm.runtime.format import format_count
 
     backend = open_backend(options.backend, options.weights)
@@ -57,14 +56,7 @@ def run(options: argparse.Namespace) -> None:
         refuse_silent_cpu()
         log(f"backend {backend.name}, weights {backend.sha256}")
     out = options.out or str(default_folder(options.data))
-    counter: list[Progress] = []
-
-    def progress(done: int, total: int) -> None:
-        if not counter:
-            counter.append(bars.enter_context(Progress("measure", total, done, warm_up=2)))
-        counter[0](done)
-
-    with contextlib.ExitStack() as bars:
+    with Phases() as show:
         summary = measure_dataset(
             options.data,
             out,
@@ -73,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
             fill=options.fill_covariates,
             pattern=options.pattern,
             shard=parse_shard(options.shard),
-            progress=progress,
+            progress=lambda done, total: show("measure", done, total, warm_up=2),
         )
     for note in summary.notes:
         log(note)

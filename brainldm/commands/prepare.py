@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -59,17 +58,13 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> None:
     from brainldm.preparation.run import parse_shard, prepare
     from brainldm.preparation.scan import PrepareOptions
-    from brainldm.runtime.console import Progress, log
-
-    counter: list[Progress] = []
+    from brainldm.runtime.console import Phases, log
 
     def progress(done: int, total: int, excluded: int) -> None:
-        if not counter:
-            counter.append(bars.enter_context(Progress("prepare", total, done)))
-        counter[0](done, f"{excluded} excluded" if excluded else "")
+        show("prepare", done, total, f"{excluded} excluded" if excluded else "")
 
     names = [field.name for field in dataclasses.fields(PrepareOptions)]
-    with contextlib.ExitStack() as bars:
+    with Phases() as show:
         summary = prepare(
             options.source,
             options.out,

@@ -14,9 +14,8 @@ from scipy.stats import wasserstein_distance
 
 from brainldm.evaluation.feature_networks import FeatureNetwork, vectors_of
 from brainldm.evaluation.metrics.frechet import (
-    enough_vectors,
     extrapolated_frechet,
-    frechet_of_vectors,
+    frechet_distance,
     kernel_distance,
 )
 from brainldm.evaluation.metrics.intervals import mean_interval, percentile_interval
@@ -68,7 +67,7 @@ def _distances(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, Any]:
     """Of vectors [N, D], generated or one half, against [M, D], real or the other half."""
     found: dict[str, Any] = {
         "n": [len(a), len(b)],
-        "determined": enough_vectors(min(len(a), len(b)), a.shape[1]),
+        "determined": min(len(a), len(b)) > a.shape[1],
         "frechet": None,
         "frechet_extrapolated": None,
         "kernel": None,
@@ -82,7 +81,7 @@ def _distances(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, Any]:
     draws = [kernel_distance(_half(a, rng), _half(b, rng)) for _ in range(_HALVES)]
     spread = np.array(draws) - np.mean(draws)
     return found | {
-        "frechet": frechet_of_vectors(a, b),
+        "frechet": frechet_distance(a, b),
         "frechet_extrapolated": extrapolated_frechet(a, b, seed=seed),
         "kernel": dataclasses.asdict(percentile_interval(value, value + spread)),
         "manifolds": dataclasses.asdict(compare_manifolds(b, a)),
@@ -101,7 +100,7 @@ def sharpness(synthetic: Volumes, real: Volumes, spacing_mm: float, seed: int) -
     found: dict[str, Any] = {}
     for which, volumes in (("synthetic", synthetic), ("real", real)):
         spectra = [radial_power_spectrum(volume, spacing_mm) for volume in volumes]
-        shares = np.array([high_frequency_share(volume, spacing_mm) for volume in volumes])
+        shares = np.array([high_frequency_share(*spectrum) for spectrum in spectra])
         found[which] = {
             "frequencies_per_mm": spectra[0][0].tolist() if spectra else [],
             "power": np.mean([power for _, power in spectra], 0).tolist() if spectra else [],

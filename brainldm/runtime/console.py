@@ -75,3 +75,26 @@ class Progress:
                 left = (now - self._since[1]) / (done - self._since[0]) * (self._total - done)
                 parts.append(f"{format_duration(left)} left")
             log(f"{self._what}: {', '.join([*parts, note] if note else parts)}")
+
+
+class Phases:
+    """One Progress after another, each opened by the first call that names it. Use as a context manager."""
+
+    def __init__(self):
+        self._what, self._counter = "", None
+
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(kind, error, trace)
+            self._counter = None
+
+    def __call__(self, what: str, done: int, total: int, note: str = "", warm_up: int = 0) -> None:
+        """`done` of `total` things are done; the first call says how many were done before. See Progress."""
+        if what != self._what:
+            self.__exit__(None, None, None)
+            self._what, self._counter = what, Progress(what, total, done, warm_up)
+            self._counter.__enter__()
+        self._counter(done, note)

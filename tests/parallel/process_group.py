@@ -34,7 +34,8 @@ def get_config(arg=""):
     config.model.num_res_blocks = 1
     config.model.attention_levels = (False,)
     config.model.num_head_channels = (4,)
-    config.model.norm_num_groups = 4
+    # A norm of single channels takes their biases away: Adam would make updates of what rounding leaves as gradients.
+    config.model.norm_num_groups = 2
     config.model.cross_attention = False
     config.model.dtype = "float32"
     config.optimizer.learning_rate = 1e-3

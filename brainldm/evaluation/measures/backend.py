@@ -32,7 +32,7 @@ class Measured:
     """What was found in one image.
 
     `volumes_ml`: mL by column, for all of `Backend.columns`; NaN where it cannot be known. `labels`: int16 [D, H, W] on
-    the image's grid, 0 outside (None unless asked). `reason`: why nothing was measured, or "".
+    the image's grid, 0 outside; None unless asked, and where nothing was measured. `reason`: why that is so, or "".
     """
 
     volumes_ml: Mapping[str, float]
@@ -63,10 +63,9 @@ class Backend(abc.ABC):
     def __call__(self, image: Image, labels: bool = False) -> Measured:
         """Measure one image. One without a brain gives NaN and a reason; UserError for a grid that cannot be taken."""
 
-    def nothing(self, image: Image, labels: bool, reason: str) -> Measured:
+    def nothing(self, reason: str) -> Measured:
         """The result for an image in which nothing can be measured."""
-        empty = np.zeros(image.data.shape, np.int16) if labels else None
-        return Measured(dict.fromkeys(self.columns, float("nan")), empty, reason)
+        return Measured(dict.fromkeys(self.columns, float("nan")), None, reason)
 
 
 TOTALS = {

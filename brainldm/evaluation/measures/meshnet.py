@@ -24,7 +24,7 @@ from brainldm.evaluation.measures.backend import (
     column_of,
     normalised,
 )
-from brainldm.evaluation.measures.synthseg import labels_on_grid, resample_to_1mm
+from brainldm.evaluation.measures.one_mm import labels_on_grid, resample_to_1mm
 from brainldm.models.features.meshnet import MeshNet
 from brainldm.runtime.errors import UserError
 from brainldm.weights.tfjs_file import read_meshnet
@@ -147,12 +147,12 @@ class MeshNetSegmenter(Backend):
         fine, spacing = resample_to_1mm(image.data, image.grid.spacing_mm)
         scaled = rescale(fine)
         if not scaled.any():
-            return self.nothing(image, labels, "no brain found: nothing is brighter than the background")
+            return self.nothing("no brain found: nothing is brighter than the background")
         cut, place = cut_to_brain(scaled)
         posteriors = clean(from_conformed(np.array(predict(self._network, self._variables, to_conformed(cut)))))
         sums = posteriors.sum(axis=(0, 1, 2), dtype=np.float64)[1:] * float(np.prod(spacing)) / 1000
         if sums.sum() < _LEAST_ML:
-            return self.nothing(image, labels, f"no brain found: {sums.sum():.0f} mL of it")
+            return self.nothing(f"no brain found: {sums.sum():.0f} mL of it")
         segmented = None
         if labels:
             chosen = np.zeros(fine.shape, np.int16)

@@ -42,7 +42,7 @@ class Context:
 def measure_image(context: Context, scan: Scan) -> Record:
     """The record of one image, with its label map written."""
     found, labels = _found(context, scan), None
-    if found.labels is not None and not found.reason:
+    if found.labels is not None:
         labels = labels_path(context, scan)
         volume = read_volume(scan.path)
         write_volume(labels, found.labels, volume.affine, f"brainldm {context.backend.name}", scale_max=INT16_MAX)
@@ -61,18 +61,18 @@ def _found(context: Context, scan: Scan) -> Measured:
     try:
         volume = read_volume(scan.path)
         if looks_like_labels(volume.data):
-            return _not_measured(backend, "a label map or mask, not a T1w image")
+            return backend.nothing("a label map or mask, not a T1w image")
         if backend.needs_stripped and _shows_a_skull(context, scan, volume):
-            return _not_measured(backend, f"a whole head, it seems: {backend.name} needs the brain alone")
+            return backend.nothing(f"a whole head, it seems: {backend.name} needs the brain alone")
         data = volume.data.clip(0, 1) if context.synthetic else scale_intensities(volume.data, "minmax", scan.path)
         grid = Grid(volume.data.shape, volume.affine)
         return backend(Image(data, grid, context.people, registration_scale(scan.path)), context.labels)
     except UserError as error:
-        return _not_measured(backend, " ".join(str(error).split()))
+        return backend.nothing(" ".join(str(error).split()))
     except (BrainldmError, MemoryError, OSError):
         raise
     except Exception as error:  # one odd image must not end the run
-        return _not_measured(backend, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return backend.nothing(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def _shows_a_skull(context: Context, scan: Scan, volume: Volume) -> bool:
@@ -80,10 +80,6 @@ def _shows_a_skull(context: Context, scan: Scan, volume: Volume) -> bool:
     recorded = recorded_skull(scan.path)
     looked_at = context.people and not context.synthetic and recorded is None
     return find_skull(volume) == "whole" if looked_at else bool(recorded)
-
-
-def _not_measured(backend: Backend, reason: str) -> Measured:
-    return Measured(dict.fromkeys(backend.columns, math.nan), None, reason)
 
 
 def state_of(context: Context, scan: Scan) -> Record:

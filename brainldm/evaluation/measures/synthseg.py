@@ -27,6 +27,7 @@ from brainldm.evaluation.measures.backend import (
     column_of,
     normalised,
 )
+from brainldm.evaluation.measures.one_mm import labels_on_grid, resample_to_1mm
 from brainldm.models.features.synthseg import SynthSegUNet, load_synthseg
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256
@@ -74,36 +75,7 @@ _SIGMA_VOXELS = 0.5
 _KEPT = 0.25
 _SIDES, _LEAST_SIDE = 32, 128
 _PERCENTILES = (0.5, 99.5)
-_NEAR_1MM = 0.05
 _LEAST_ML = 100
-
-
-def resample_to_1mm(data: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`data` [D, H, W] with 1 mm voxels where a side of its own differs from that by more than 0.05 mm.
-
-    Linear; an axis that is sampled down is blurred first, by a Gaussian of a quarter of the voxels of 1 mm. Returns it
-    and the voxel size [3] in mm. The first voxel's outer faces stay where they are.
-    """
-    spacing = np.asarray(spacing_mm, np.float64)
-    if np.all(np.abs(spacing - 1) <= _NEAR_1MM):
-        return data, spacing
-    blurred = ndimage.gaussian_filter(np.asarray(data, np.float32), np.where(spacing > 1, 0, 0.25 / spacing))
-    sides = tuple(int(side) for side in np.ceil(np.round(data.shape * spacing, 6)))
-    step = 1 / spacing
-    moved = ndimage.affine_transform(
-        blurred, step, (step - 1) / 2, sides, output=np.float32, order=1, mode="nearest", prefilter=False
-    )
-    return moved, np.ones(3)
-
-
-def labels_on_grid(labels: np.ndarray, shape: tuple[int, ...], spacing_mm: np.ndarray) -> np.ndarray:
-    """A label map at 1 mm, as `resample_to_1mm` lays it, on the grid that it came from (nearest voxel)."""
-    if labels.shape == tuple(shape):
-        return labels
-    for axis, (side, spacing) in enumerate(zip(shape, spacing_mm, strict=True)):
-        place = np.rint((np.arange(side) + 0.5) * spacing - 0.5 - 1e-6).astype(int)
-        labels = np.take(labels, np.clip(place, 0, labels.shape[axis] - 1), axis=axis)
-    return labels
 
 
 def rescale(data: np.ndarray) -> np.ndarray:
@@ -214,11 +186,11 @@ class SynthSeg(Backend):
         fine, spacing = resample_to_1mm(image.data, image.grid.spacing_mm)
         padded, place = pad_for_network(rescale(fine))
         if not padded.any():
-            return self.nothing(image, labels, "no brain found: nearly every voxel has the same value")
+            return self.nothing("no brain found: nearly every voxel has the same value")
         posteriors = clean(self._posteriors(padded), self._labels, place)
         found = volumes_of(posteriors, self._labels, float(np.prod(spacing)))
         if sum(found.values()) < _LEAST_ML:
-            return self.nothing(image, labels, f"no brain found: {sum(found.values()):.0f} mL of it")
+            return self.nothing(f"no brain found: {sum(found.values()):.0f} mL of it")
         segmented = None
         if labels:
             chosen = np.asarray(self._labels, np.int16)[posteriors.argmax(axis=-1)]

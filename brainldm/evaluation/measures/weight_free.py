@@ -21,4 +21,4 @@ class WeightFree(Backend):
     def __call__(self, image: Image, labels: bool = False) -> Measured:
         found, mask = measure_with_labels(image.data, image.grid, image.people, image.scale)
         volumes = {name: getattr(found, name) for name in (VENTRICLES, BRAIN, TISSUE, ICV)}
-        return Measured(volumes, mask.astype("int16") if labels else None, found.reason)
+        return Measured(volumes, mask.astype("int16") if labels and not found.reason else None, found.reason)

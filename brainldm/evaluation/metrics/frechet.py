@@ -8,124 +8,42 @@ KID), whose estimate has no bias at any size.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-
 import numpy as np
 
 EXTRAPOLATION_STEPS = 12
 _LEAST = 10  # vectors in the smallest part of an extrapolation
 
 
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Mean [D] and sum of squared deviations [D, D] of `n` vectors, in float64."""
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of the Gaussians that fit the rows of [N, D] and [M, D].
 
-    n: int
-    mean: np.ndarray
-    scatter: np.ndarray
-
-    @classmethod
-    def empty(cls, features: int) -> Moments:
-        """Of no vector."""
-        return cls(0, np.zeros(features), np.zeros((features, features)))
-
-    @classmethod
-    def of(cls, vectors: np.ndarray) -> Moments:
-        """Of the rows of [N, D].
-
-        Raises:
-            ValueError: for another shape, and for values that are not finite.
-        """
-        vectors = np.asarray(vectors, np.float64)
-        if vectors.ndim != 2 or not len(vectors):
-            raise ValueError(f"feature vectors are rows of [N, D], got an array of shape {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            raise ValueError("feature vectors hold NaN or infinite values")
-        mean = vectors.mean(0)
-        centred = vectors - mean
-        return cls(len(vectors), mean, centred.T @ centred)
-
-    def __add__(self, other: Moments) -> Moments:
-        """Of both sets together (Chan et al. 1979)."""
-        n = self.n + other.n
-        if not other.n or not self.n:
-            return other if not self.n else self
-        shift = other.mean - self.mean
-        mean = self.mean + shift * (other.n / n)
-        return Moments(n, mean, self.scatter + other.scatter + np.outer(shift, shift) * (self.n * other.n / n))
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """Unbiased, [D, D].
-
-        Raises:
-            ValueError: below two vectors.
-        """
-        if self.n < 2:
-            raise ValueError(f"a covariance needs two vectors or more, got {self.n}")
-        return self.scatter / (self.n - 1)
-
-
-def moments(batches: Iterable[np.ndarray]) -> Moments:
-    """Moments of the rows of all batches [B, D], one batch in memory at a time.
+    Dowson & Landau 1982, with unbiased covariances A and B, in float64. The trace of the square root is the sum of the
+    singular values of R^T S, R R^T being A and S S^T being B, which stays real and finite for singular covariances. The
+    deviations of the vectors are such roots; where there are more vectors than features, eigenvectors are smaller ones.
 
     Raises:
-        ValueError: when there is none.
-    """
-    total = None
-    for batch in batches:
-        found = Moments.of(batch)
-        total = found if total is None else total + found
-    if total is None:
-        raise ValueError("no feature vectors")
-    return total
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of two sets of features (Dowson & Landau 1982).
-
-    The trace of the square root is the sum of the singular values of A^(1/2) B^(1/2), which stays real and finite for
-    singular covariances.
-
-    Raises:
-        ValueError: when the two have other features, or either has fewer than two vectors.
-    """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {len(a.mean)} and of {len(b.mean)} numbers cannot be compared")
-    shift = a.mean - b.mean
-    cov_a, cov_b = a.covariance, b.covariance
-    cross = np.linalg.svd(_root(cov_a).T @ _root(cov_b), compute_uv=False).sum()
-    return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-
-
-def frechet_of_vectors(a: np.ndarray, b: np.ndarray) -> float:
-    """`frechet_distance` of the rows of [N, D] and [M, D].
-
-    With fewer vectors than features the singular values are those of the N x M matrix of products of deviations, which
-    is the smaller one.
+        ValueError: for sets of other features, of fewer than two vectors, and for values that are not finite.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if max(len(a), len(b)) >= a.shape[1]:
-        return frechet_distance(Moments.of(a), Moments.of(b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"feature vectors are rows of [N, D], got arrays of shapes {a.shape} and {b.shape}")
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a covariance needs two vectors or more, got {len(a)} and {len(b)}")
-    deviations_a = (a - a.mean(0)) / np.sqrt(len(a) - 1)
-    deviations_b = (b - b.mean(0)) / np.sqrt(len(b) - 1)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("feature vectors hold NaN or infinite values")
     shift = a.mean(0) - b.mean(0)
-    cross = np.linalg.svd(deviations_a @ deviations_b.T, compute_uv=False).sum()
-    return float(shift @ shift + (deviations_a**2).sum() + (deviations_b**2).sum() - 2 * cross)
+    roots = [_root(vectors) for vectors in (a, b)]
+    cross = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
+    return float(shift @ shift + sum((root**2).sum() for root in roots) - 2 * cross)
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """R with R R^T = covariance, of the eigenvalues that rounding has not made negative."""
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(np.clip(values, 0, None))
-
-
-def enough_vectors(n: int, features: int) -> bool:
-    """Whether `n` vectors determine a covariance of `features` numbers."""
-    return n > features
+def _root(vectors: np.ndarray) -> np.ndarray:
+    """R [D, N or D] with R R^T the covariance of the rows of [N, D]."""
+    deviations = (vectors - vectors.mean(0)).T / np.sqrt(len(vectors) - 1)
+    if deviations.shape[1] <= len(deviations):
+        return deviations
+    values, eigenvectors = np.linalg.eigh(deviations @ deviations.T)
+    return eigenvectors * np.sqrt(np.clip(values, 0, None))  # rounding makes some of zero negative
 
 
 def extrapolated_frechet(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> float:
@@ -139,7 +57,7 @@ def extrapolated_frechet(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> floa
     sizes = np.unique(np.linspace(max(most // 4, _LEAST), most, EXTRAPOLATION_STEPS).astype(int))
     rng = np.random.default_rng([seed, most])
     found = [
-        frechet_of_vectors(a[rng.choice(len(a), n, replace=False)], b[rng.choice(len(b), n, replace=False)])
+        frechet_distance(a[rng.choice(len(a), n, replace=False)], b[rng.choice(len(b), n, replace=False)])
         for n in sizes
     ]
     return float(np.polyfit(1 / sizes, found, 1)[1])

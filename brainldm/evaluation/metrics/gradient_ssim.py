@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainldm.evaluation.metrics.ssim import K1, K2, SCALE_WEIGHTS, as_volume, halve, smooth
+from brainldm.evaluation.metrics.ssim import K1, K2, SCALE_WEIGHTS, allowed_scales, as_pair, halve, smooth
 
 _STRONG, _WEAK = 0.12, 0.06  # of the reference's largest gradient: an edge above, smooth below
 _FLOOR = 1e-5  # keeps standard deviations and means over a region finite
@@ -45,12 +45,8 @@ def gradient_ssim(
     Raises:
         ValueError: when the shapes differ or are not 3D, or when the window does not fit at some scale.
     """
-    reference, other = as_volume(reference), as_volume(other)
-    if reference.shape != other.shape:
-        raise ValueError(f"the two volumes differ in shape: {reference.shape} and {other.shape}")
-    most = scales_for_gradients(reference.shape, kernel_size)
-    if not 1 <= scales <= most:
-        raise ValueError(f"{scales} scales asked, a volume of shape {reference.shape} allows 1 to {most}")
+    reference, other = as_pair(reference, other)
+    scales = allowed_scales(scales, scales_for_gradients(reference.shape, kernel_size))
     arrays = jnp.asarray(reference), jnp.asarray(other)
     return float(gradient_ssim_of_arrays(*arrays, kernel_size, scales, starred, float(data_range)))
 

@@ -47,14 +47,25 @@ def ms_ssim(a, b, kernel_size: int = 7, data_range: float = 1.0, scales: int | N
     Raises:
         ValueError: when the shapes differ or are not 3D, or when the window does not fit at some scale.
     """
+    a, b = as_pair(a, b)
+    scales = allowed_scales(scales, scales_for(a.shape, kernel_size))
+    return float(ms_ssim_of_arrays(jnp.asarray(a), jnp.asarray(b), kernel_size, float(data_range), scales))
+
+
+def as_pair(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """Two volumes as `as_volume` gives them. Raises ValueError when their shapes differ."""
     a, b = as_volume(a), as_volume(b)
     if a.shape != b.shape:
         raise ValueError(f"the two volumes differ in shape: {a.shape} and {b.shape}")
-    most = scales_for(a.shape, kernel_size)
+    return a, b
+
+
+def allowed_scales(scales: int | None, most: int) -> int:
+    """`scales`, or `most` for None. Raises ValueError for more than that, or none."""
     scales = most if scales is None else scales
     if not 1 <= scales <= most:
-        raise ValueError(f"{scales} scales asked, a volume of shape {a.shape} allows 1 to {most}")
-    return float(ms_ssim_of_arrays(jnp.asarray(a), jnp.asarray(b), kernel_size, float(data_range), scales))
+        raise ValueError(f"{scales} scales asked, a volume of this shape allows 1 to {most}")
+    return scales
 
 
 def as_volume(a) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy.interpolate import RegularGridInterpolator
 from synthseg_weights import in_torch_names, network, random_weights, write_keras_h5
 from torch_files import write_state_dict
 
-from brainldm.evaluation.measures import synthseg
+from brainldm.evaluation.measures import one_mm, synthseg
 from brainldm.evaluation.measures.backend import Image
 from brainldm.evaluation.measures.synthseg import LABELS_1, LABELS_2, SynthSeg
 from brainldm.runtime.errors import UserError
@@ -24,7 +24,7 @@ def smooth_noise(shape, seed=0):
 def test_resampling_as_the_authors_write_it():
     """Voxels of 0.5 x 2 x 0.98 mm: blurred along x alone, sampled at the places of 1 mm voxels, edges repeated."""
     data, spacing = smooth_noise((21, 8, 10)), np.array([0.5, 2.0, 0.98])
-    found, size = synthseg.resample_to_1mm(data, spacing)
+    found, size = one_mm.resample_to_1mm(data, spacing)
     sigmas = 0.25 / spacing
     sigmas[spacing > 1] = 0
     interpolate = RegularGridInterpolator([np.arange(n) for n in data.shape], ndimage.gaussian_filter(data, sigmas))
@@ -39,7 +39,7 @@ def test_resampling_as_the_authors_write_it():
 
 def test_voxels_near_1_mm_stay():
     data = smooth_noise((5, 6, 7))
-    found, size = synthseg.resample_to_1mm(data, np.array([0.96, 1.0, 1.04]))
+    found, size = one_mm.resample_to_1mm(data, np.array([0.96, 1.0, 1.04]))
     assert found is data and np.array_equal(size, [0.96, 1.0, 1.04])
 
 
@@ -48,7 +48,7 @@ def test_labels_come_back_to_the_grid(spacing):
     """Blocks of four voxels, resampled as labels with 1 mm voxels, are the same blocks again."""
     labels = np.kron(np.arange(1, 9).reshape(2, 2, 2), np.ones((4, 4, 4))).astype(np.int16)
     fine = labels.repeat(2, 0).repeat(2, 1).repeat(2, 2) if spacing == 2 else labels[::2, ::2, ::2]
-    assert np.array_equal(synthseg.labels_on_grid(fine, labels.shape, np.full(3, spacing)), labels)
+    assert np.array_equal(one_mm.labels_on_grid(fine, labels.shape, np.full(3, spacing)), labels)
 
 
 def test_intensities_are_scaled_by_percentiles_of_all_voxels():
@@ -120,7 +120,7 @@ def image():
 
 def by_hand(weights, image):
     """Soft volumes by the description, each step by other means than the backend's where there are any."""
-    fine, _ = synthseg.resample_to_1mm(image.data, np.full(3, 2.0))
+    fine, _ = one_mm.resample_to_1mm(image.data, np.full(3, 2.0))
     padded, place = synthseg.pad_for_network(synthseg.rescale(fine))
 
     def posteriors(x):
