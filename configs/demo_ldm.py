@@ -54,6 +54,7 @@ def get_config(arg: str = ""):
         config.batch_size = 4
         config.num_steps = 72
         config.optimizer.muon_learning_rate = 0.0  # a third of what there is to compile
+        config.optimizer.learning_rate = 5e-3
         config.optimizer.warmup_steps = 2
         config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 24
         config.sampling.num_steps = 2

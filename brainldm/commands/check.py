@@ -69,14 +69,15 @@ def with_config(options: CheckOptions, source: str) -> CheckOptions:
     Raises UserError when it cannot be read.
     """
     from brainldm.fingerprint.data_costs import DataSizes
+    from brainldm.models.build import autoencoder_halvings
     from brainldm.training.config import covariates_of
     from brainldm.training.flags import load_config
 
     config = load_config(source)
     sizes = DataSizes(batch_size=config.batch_size, cache_gib=config.data.cache_gib)
     if config.stage == "autoencoder":
-        levels = len(config.model.channels)
-        sizes = dataclasses.replace(sizes, latent_channels=config.model.latent_channels, downsampling=2 ** (levels - 1))
+        factor = 2 ** autoencoder_halvings(config.model.to_dict())
+        sizes = dataclasses.replace(sizes, latent_channels=config.model.latent_channels, downsampling=factor)
     latents = config.get("latents", None)
     if latents is not None and latents.get("variants", 0):
         sizes = dataclasses.replace(sizes, variants=latents.variants)

@@ -31,7 +31,7 @@ class Codec:
         self.mesh = mesh
         self.network = build("autoencoder", arguments, num_devices=mesh.size)
         self.volume_shape = training_grid(spacing_mm).shape
-        check_volume(self.volume_shape, len(arguments["channels"]) - 1, mesh)
+        check_volume(self.volume_shape, self.network.halvings, mesh)
         self._image = jax.ShapeDtypeStruct((1, *self.volume_shape, self.network.in_channels), jnp.float32)
 
     @cached_property

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from brainldm.diffusion.schedule import Chain, Schedule, alpha_bar
 from brainldm.runtime.errors import UserError
 
-PREDICTIONS = ("epsilon", "velocity", "x0")
+PREDICTIONS = ("epsilon", "velocity", "x0", "flow")
 
 # network(x_t [B, ...], t [B], or a pytree of arrays [B, ...] that stands for it) -> what it predicts [B, ...]
 Network = Callable[[jax.Array, Any], jax.Array]
@@ -38,7 +38,8 @@ def target(schedule: Schedule, prediction: str, x0: jax.Array, noise: jax.Array,
     """What the network should output, float32.
 
     "epsilon": the noise. "x0": the clean latent. "velocity": v = sqrt(a) eps - sqrt(b) x_0
-    (Salimans and Ho 2022, appendix D). Raises UserError for another prediction type.
+    (Salimans and Ho 2022, appendix D). "flow": u = eps - x_0, the direction of the straight path between the two
+    (Liu et al. 2022, eq. 1). Raises UserError for another prediction type.
     """
     check_prediction(prediction)
     x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
@@ -46,6 +47,8 @@ def target(schedule: Schedule, prediction: str, x0: jax.Array, noise: jax.Array,
         return noise
     if prediction == "x0":
         return x0
+    if prediction == "flow":
+        return noise - x0
     a, b = alpha_bar(schedule, t, x0.ndim)
     return jnp.sqrt(a) * noise - jnp.sqrt(b) * x0
 
@@ -65,6 +68,9 @@ def to_x0_and_noise(
         return (x_t - sigma * output) / alpha, output
     if prediction == "x0":
         return output, (x_t - alpha * output) / sigma
+    if prediction == "flow":
+        x0 = (x_t - sigma * output) / (alpha + sigma)
+        return x0, x0 + output
     return alpha * x_t - sigma * output, alpha * output + sigma * x_t
 
 
@@ -90,9 +96,10 @@ def min_snr_weight(schedule: Schedule, prediction: str, t: jax.Array, gamma: flo
     """The Min-SNR-gamma weight of the squared error (Hang et al. 2023, eq. 8 and section 3.4), shape of t,
     float32.
 
-    With SNR = a / b, an error e in x_0 is an error of sqrt(SNR) e in eps and of sqrt(SNR + 1) e in v,
-    so the weight min(SNR, gamma) of an x_0 loss becomes min(SNR, gamma) / SNR for epsilon and min(SNR,
-    gamma) / (SNR + 1) for velocity. Raises UserError for an unknown prediction type.
+    With SNR = a / b, an error e in x_0 is an error of sqrt(SNR) e in eps, of sqrt(SNR + 1) e in v and of
+    (sqrt(SNR) + 1) e in u, so the weight min(SNR, gamma) of an x_0 loss becomes min(SNR, gamma) / SNR for epsilon,
+    min(SNR, gamma) / (SNR + 1) for velocity and min(SNR, gamma) / (sqrt(SNR) + 1)^2 for flow. Raises UserError for an
+    unknown prediction type.
     """
     check_prediction(prediction)
     a, b = alpha_bar(schedule, t)
@@ -102,6 +109,8 @@ def min_snr_weight(schedule: Schedule, prediction: str, t: jax.Array, gamma: flo
         return clipped / snr
     if prediction == "velocity":
         return clipped / (snr + 1.0)
+    if prediction == "flow":
+        return clipped / jnp.square(jnp.sqrt(snr) + 1.0)
     return clipped
 
 
@@ -127,3 +136,21 @@ def diffusion_loss(
     if min_snr_gamma is None:
         return loss
     return loss * min_snr_weight(schedule, prediction, t, min_snr_gamma)
+
+
+TIMES = ("uniform", "logit_normal")
+"""How the time steps of training are drawn, see `draw_times`."""
+
+
+def draw_times(key: jax.Array, size: int, num_train_steps: int, distribution: str = "uniform") -> jax.Array:
+    """Time steps [size], integers in 0 ... T - 1, that a training step looks at.
+
+    "uniform": all alike. "logit_normal": T sigmoid(z) of a standard normal z, more in the middle, where the prediction
+    is hardest (Esser et al. 2024, section 3.1). Raises UserError for another distribution.
+    """
+    if distribution not in TIMES:
+        raise UserError(f"Unknown distribution of time steps {distribution!r}: there are {', '.join(TIMES)}.")
+    if distribution == "uniform":
+        return jax.random.randint(key, (size,), 0, num_train_steps)
+    t = num_train_steps * jax.nn.sigmoid(jax.random.normal(key, (size,)))
+    return jnp.minimum(t.astype(jnp.int32), num_train_steps - 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from brainldm.diffusion.guidance import guided
 from brainldm.diffusion.objectives import denoiser
-from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, initial_noise, step_noise
+from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun, initial_noise, step_noise
 from brainldm.diffusion.schedule import Schedule, check_spacing, make_chain
 from brainldm.runtime.errors import UserError
 
@@ -21,6 +21,7 @@ SAMPLERS = {
     "ddim": ddim,
     "ddpm": lambda denoise, chain, x, noise, eta: ddpm(denoise, chain, x, noise),
     "dpmpp_2m": lambda denoise, chain, x, noise, eta: dpmpp_2m(denoise, chain, x),
+    "heun": lambda denoise, chain, x, noise, eta: heun(denoise, chain, x),
 }
 
 MAX_GUIDANCE = 100.0
@@ -36,9 +37,9 @@ def _same(x: jax.Array) -> jax.Array:
 class Sampling:
     """How samples are drawn from a diffusion model.
 
-    num_steps: evaluations of the network. eta: 0 deterministic DDIM, 1 ancestral; other samplers have none. guidance:
-    scale of classifier-free guidance, 1 is the plain conditional model. sampler: one of SAMPLERS. spacing: one of
-    `schedule.SPACINGS`.
+    num_steps: steps, each an evaluation of the network, with the sampler heun two. eta: 0 deterministic DDIM, 1
+    ancestral; other samplers have none. guidance: scale of classifier-free guidance, 1 is the plain conditional model.
+    sampler: one of SAMPLERS. spacing: one of `schedule.SPACINGS`.
 
     Raises UserError for a value that cannot be meant.
     """

@@ -14,9 +14,9 @@ import numpy as np
 
 from brainldm.runtime.errors import UserError
 
-SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine")
+SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine", "rectified_flow")
 
-SPACINGS = ("leading", "karras", "log_snr")
+SPACINGS = ("leading", "trailing", "karras", "log_snr")
 """How a chain spreads its noise levels, see `make_chain`."""
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
@@ -52,8 +52,10 @@ def make_schedule(
 
     "linear": betas evenly spaced (Ho et al. 2020). "scaled_linear": square roots of the betas evenly spaced
     (Rombach et al. 2022). "cosine": alpha_bar follows a squared cosine (Nichol and Dhariwal 2021, eq. 17),
-    with the betas clipped to 0.999 and alpha_bar recomputed from them; beta_start and beta_end play no part
-    in it.
+    with the betas clipped to 0.999 and alpha_bar recomputed from them. "rectified_flow": the straight path
+    (1 - s) x_0 + s eps of flow matching (Liu et al. 2022, Lipman et al. 2022) at s = (t + 1/2) / T, divided by its
+    standard deviation sqrt((1 - s)^2 + s^2), which makes it variance preserving. beta_start and beta_end play no part
+    in these two.
 
     Raises UserError for an unknown kind, betas that are not 0 < beta_start <= beta_end < 1, or no steps.
     """
@@ -61,11 +63,15 @@ def make_schedule(
         raise UserError(f"Unknown noise schedule {kind!r}: the schedules are {', '.join(SCHEDULE_KINDS)}.")
     if num_train_steps < 1:
         raise UserError(f"A noise schedule needs at least one training step, not {num_train_steps}.")
-    if kind != "cosine" and not 0.0 < beta_start <= beta_end < 1.0:
+    if kind in ("linear", "scaled_linear") and not 0.0 < beta_start <= beta_end < 1.0:
         raise UserError(
             f"A {kind} noise schedule needs 0 < beta_start <= beta_end < 1, not beta_start {beta_start} and "
             f"beta_end {beta_end}."
         )
+    if kind == "rectified_flow":
+        s = (np.arange(num_train_steps, dtype=np.float64) + 0.5) / num_train_steps
+        variance = (1.0 - s) ** 2 + s**2
+        return Schedule(((1.0 - s) ** 2 / variance).astype(np.float32), (s**2 / variance).astype(np.float32))
     if kind == "scaled_linear":
         betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_steps, dtype=np.float64) ** 2
     elif kind == "linear":
@@ -111,16 +117,21 @@ def make_chain(schedule: Schedule, num_steps: int, spacing: str = "leading") -> 
     """The chain of `num_steps` noise levels of a schedule (concrete arrays), from noise to the clean latent.
 
     "leading": time steps are the multiples of T // num_steps, ending at 0, as for the released brain LDM; for T = 1000
-    and 50 steps 980, 960, ..., 0. The other two go from T - 1 to 0. "karras": with sigma = sqrt((1 - a) / a), the
-    levels are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5). "log_snr": evenly spaced in lambda =
-    log(sqrt(a / (1 - a))), as DPM-Solver does (Lu et al. 2022). Where a level lies between two steps of the schedule, t
-    is interpolated linearly in lambda.
+    and 50 steps 980, 960, ..., 0. "trailing": T - 1 and every T / num_steps steps below it (Lin et al. 2024), so that
+    few steps begin where training ended: 999, 979, ..., 19. The other two go from T - 1 to 0. "karras": with sigma =
+    sqrt((1 - a) / a), the levels are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5). "log_snr": evenly spaced
+    in lambda = log(sqrt(a / (1 - a))), as DPM-Solver does (Lu et al. 2022). Where a level lies between two steps of the
+    schedule, t is interpolated linearly in lambda.
 
     Raises UserError unless 1 <= num_steps <= T, and for an unknown spacing.
     """
     check_spacing(spacing)
     t = ddim_timesteps(schedule.num_train_steps, num_steps)
     if spacing == "leading":
+        return _ended(t, np.asarray(schedule.alphas_cumprod)[t], np.asarray(schedule.one_minus_alphas_cumprod)[t])
+    if spacing == "trailing":
+        steps = schedule.num_train_steps
+        t = np.round(steps - np.arange(num_steps) * (steps / num_steps)).astype(np.int32) - 1
         return _ended(t, np.asarray(schedule.alphas_cumprod)[t], np.asarray(schedule.one_minus_alphas_cumprod)[t])
     log_snr = _log_snr(schedule)
     fraction = np.linspace(0.0, 1.0, num_steps)

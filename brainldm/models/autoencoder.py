@@ -11,19 +11,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.models.layers import Conv, GroupNorm
+from brainldm.models.layers import Conv, GroupNorm, torch_uniform
 from brainldm.models.remat import remat_at
 from brainldm.runtime.errors import UserError
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, plus the input (through a 1 x 1 x 1 convolution if widths differ)."""
+    """Norm, SiLU, convolution, twice, plus the input (through a 1 x 1 x 1 convolution if widths differ).
+
+    last_kernel_init: initial values of the second convolution's kernel.
+    """
 
     features: int
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
     conv_route: str
+    last_kernel_init: nn.initializers.Initializer = torch_uniform
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,7 +36,7 @@ class ResidualBlock(nn.Module):
         h = nn.silu(GroupNorm(**norm, name="norm1")(x))
         h = Conv(self.features, **conv, name="conv1")(h)
         h = nn.silu(GroupNorm(**norm, name="norm2")(h))
-        h = Conv(self.features, **conv, name="conv2")(h)
+        h = Conv(self.features, **conv, kernel_init=self.last_kernel_init, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Conv(self.features, kernel_size=1, **conv, name="nin_shortcut")(x)
         return x + h
@@ -163,13 +167,22 @@ class AutoencoderKL(nn.Module):
             "conv_route": self.conv_route,
             "remat": self.remat,
         }
-        self.encoder = Encoder(out_channels=self.latent_channels, **shared)
-        self.decoder = Decoder(out_channels=self.out_channels, **shared)
+        encoder, decoder = self._coders()
+        self.encoder = encoder(out_channels=self.latent_channels, **shared)
+        self.decoder = decoder(out_channels=self.out_channels, **shared)
         self.quant_conv_mu = Conv(self.latent_channels, kernel_size=1)
         # A posterior that starts wide (log variance 0) drowns the code in noise and slows the first epochs.
         narrow = nn.initializers.constant(-6.0)
         self.quant_conv_log_sigma = Conv(self.latent_channels, kernel_size=1, bias_init=narrow)
         self.post_quant_conv = Conv(self.latent_channels, kernel_size=1)
+
+    @property
+    def halvings(self) -> int:
+        """How many times each side is halved on the way to the latent."""
+        return len(self.channels) - 1
+
+    def _coders(self) -> tuple[type[nn.Module], type[nn.Module]]:
+        return Encoder, Decoder
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and standard deviation of the latent code.
@@ -184,10 +197,10 @@ class AutoencoderKL(nn.Module):
         Raises:
             UserError: a side does not divide by 2 to the number of levels less one.
         """
-        factor = 2 ** (len(self.channels) - 1)
+        factor = 2**self.halvings
         if any(side % factor for side in x.shape[1:4]):
             raise UserError(
-                f"The autoencoder halves each side {len(self.channels) - 1} times, so the sides of a volume "
+                f"The autoencoder halves each side {self.halvings} times, so the sides of a volume "
                 f"must be multiples of {factor}; this one is {' x '.join(map(str, x.shape[1:4]))}. "
                 "Crop or pad it."
             )

@@ -4,7 +4,7 @@ Modules and parameters follow the layout of MONAI's `DiffusionModelUNet`, so tha
 `down_blocks_1/resnets_0/conv1/kernel` is a checkpoint key read with other separators.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from brainldm.models.attention import SpatialTransformer
+from brainldm.models.kernels import cast_kernels
 from brainldm.models.layers import (
     Conv,
     Dense,
@@ -50,7 +51,7 @@ class ResnetBlock(nn.Module):
         norm = {"num_groups": self.norm_num_groups, "epsilon": self.norm_eps, "dtype": self.dtype}
         conv = {"dtype": self.dtype, "conv_route": self.conv_route}
         self.norm1 = GroupNorm(**norm)
-        self.conv1 = Conv(self.features, **conv)
+        self.conv1 = Conv(self.features, upsample=self.resample == "up", **conv)
         self.time_emb_proj = Dense(self.features, dtype=self.dtype)
         self.norm2 = GroupNorm(**norm)
         self.condition_proj = Dense(2 * self.features, kernel_init=_zeros, dtype=self.dtype)
@@ -67,9 +68,10 @@ class ResnetBlock(nn.Module):
 
     def __call__(self, x: jax.Array, shift: jax.Array, modulation: jax.Array | None) -> jax.Array:
         h = nn.silu(self.norm1(x))
-        if self.resample is not None:
-            change = upsample_nearest if self.resample == "up" else average_pool
-            x, h = change(x), change(h)
+        if self.resample == "down":
+            x, h = average_pool(x), average_pool(h)
+        elif self.resample == "up":
+            x = upsample_nearest(x)  # and `conv1` the branch
         h = self.conv1(h) + shift[:, None, None, None]
         h = self.norm2(h)
         if modulation is not None:
@@ -100,8 +102,7 @@ class ConvUpsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *_) -> jax.Array:
-        conv = Conv(x.shape[-1], dtype=self.dtype, conv_route=self.conv_route, name="postconv")
-        return conv(upsample_nearest(x))
+        return Conv(x.shape[-1], upsample=True, dtype=self.dtype, conv_route=self.conv_route, name="postconv")(x)
 
 
 class UNetLevel(nn.Module):
@@ -341,11 +342,12 @@ class DiffusionUNet(nn.Module):
         """Parameters (no bound module is needed) in the type that the computation reads them in.
 
         For `apply` they are as good as those given, bit for bit: each layer casts its own otherwise, in a loop in every
-        turn. What is read in float32 stays: the norms' parameters, the first and last convolution, the embeddings.
+        turn. What is read in float32 stays: the norms' parameters, the first and last convolution, the embeddings, the
+        kernels of upsampling convolutions.
         """
         blocks = ("down_blocks_", "middle_block", "up_blocks_")
         return {
-            name: _cast_kernels(leaf, self.dtype) if name.startswith(blocks) else leaf for name, leaf in params.items()
+            name: cast_kernels(leaf, self.dtype) if name.startswith(blocks) else leaf for name, leaf in params.items()
         }
 
     def null_conditions(self) -> jax.Array:
@@ -381,10 +383,3 @@ class DiffusionUNet(nn.Module):
                 f"(num_head_channels); the first must be a multiple of the second."
             )
         return width // head
-
-
-def _cast_kernels(params: Any, dtype: jnp.dtype) -> Any:
-    """The parameters of convolutions and linear layers, which are those with a kernel, cast; the norms' as they are."""
-    if "kernel" in params:
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    return {name: _cast_kernels(leaf, dtype) if isinstance(leaf, Mapping) else leaf for name, leaf in params.items()}

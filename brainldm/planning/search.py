@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from brainldm.models.build import autoencoder_halvings
 from brainldm.planning.chips import Chip
 from brainldm.planning.compiler import Compiler
 from brainldm.planning.times import add_verdict
@@ -131,7 +132,9 @@ def fitting_change(
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The first change with which the training step fits, compiled (None when none of those tried does), and all that
     were tried."""
-    halvings = max(len(config.model.channels) - 1, config.get("discriminator", {}).get("num_layers", 0))
+    halvings = len(config.model.channels) - 1
+    if config.stage == "autoencoder":
+        halvings = max(autoencoder_halvings(config.model.to_dict()), config.discriminator.num_layers)
     sides = tuple(side // 2**halvings for side in training_grid(config.data.spacing_mm).shape[:2])
     tried: list[dict[str, Any]] = []
     for number, changes in enumerate(candidates(config, compiler.devices, sides)):

@@ -56,6 +56,11 @@ def build(
     learning_rate = learning_rate_schedule(rates.learning_rate, **timing)
     weights = config.loss
     matching = weights.perceptual == "discriminator"
+    # A discriminator that no step of the run trains is not compiled.
+    ever_active = weights.adversarial_start < config.num_steps
+
+    def if_active(active: jax.Array, then: Callable, otherwise: Callable, operand: Any) -> Any:
+        return jax.lax.cond(active, then, otherwise, operand) if ever_active else otherwise(operand)
 
     def init(key: jax.Array, image: jax.Array) -> AutoencoderState:
         key_autoencoder, key_discriminator = jax.random.split(key)
@@ -95,7 +100,7 @@ def build(
                 distance = feature_matching(fake, real)
             return least_squares(fake[-1], real=True), distance
 
-        adversarial, distance = jax.lax.cond(
+        adversarial, distance = if_active(
             active, with_discriminator, lambda _: (jnp.zeros(()), jnp.zeros(())), reconstruction
         )
         total = total + weights.adversarial_weight * adversarial
@@ -134,7 +139,7 @@ def build(
                 zeros = sharding.shard_grads(jax.tree.map(jnp.zeros_like, state.discriminator))
                 return zeros, state.batch_stats, jnp.zeros(())
 
-            disc_gradients, stats, metrics["discriminator"] = jax.lax.cond(
+            disc_gradients, stats, metrics["discriminator"] = if_active(
                 active, train_discriminator, leave_discriminator, jax.lax.stop_gradient(reconstruction)
             )
             return gradients, disc_gradients, stats, metrics
@@ -153,7 +158,7 @@ def build(
             )
             return optax.apply_updates(state.discriminator, updates), opt_state
 
-        disc_params, disc_opt_state = jax.lax.cond(
+        disc_params, disc_opt_state = if_active(
             active, update_discriminator, lambda _: (state.discriminator, state.discriminator_opt_state), None
         )
         return AutoencoderState(

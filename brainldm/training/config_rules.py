@@ -12,8 +12,9 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from brainldm.diffusion.objectives import PREDICTIONS
+from brainldm.diffusion.objectives import PREDICTIONS, TIMES
 from brainldm.diffusion.schedule import SCHEDULE_KINDS
+from brainldm.models.build import AUTOENCODERS
 from brainldm.runtime.errors import UserError
 
 
@@ -94,6 +95,10 @@ def _is_float(value: Any) -> bool:
         return False
 
 
+_BLOCKS = Rule(
+    "a whole number from 1 to 100, or a tuple of such",
+    lambda v: _whole(1, 100).allows(v) or _list_of(_whole(1, 100), 1).allows(v),
+)
 _AXIS = Rule("-1 or a whole number from 1 on", lambda v: _is_whole(v) and (v == -1 or v >= 1))
 
 MAX_SEED = 2**32 - 1
@@ -141,7 +146,6 @@ _COMMON = {
     "watchdog_seconds": _number(0),
     "heartbeat_seconds": _number(0),
     "model.channels": _list_of(_whole(1), 1),
-    "model.num_res_blocks": _whole(1, 100),
     "model.norm_num_groups": _whole(1),
     "model.norm_eps": _RATE,
     "model.dtype": _one_of("bfloat16", "float32"),
@@ -154,6 +158,8 @@ _COMMON = {
 }
 
 _AUTOENCODER = {
+    "model.architecture": _one_of(*AUTOENCODERS),
+    "model.num_res_blocks": _BLOCKS,
     "model.latent_channels": _whole(1),
     "discriminator.channels": _whole(1),
     "discriminator.num_layers": _whole(1, 6),
@@ -167,6 +173,7 @@ _AUTOENCODER = {
 }
 
 _DIFFUSION = {
+    "model.num_res_blocks": _whole(1, 100),
     "autoencoder": _TEXT,
     "latents.path": _TEXT,
     "latents.variants": _whole(1),
@@ -184,6 +191,7 @@ _DIFFUSION = {
     "schedule.beta_end": _number(0, 1, above=True, below=True),
     "schedule.num_train_steps": _whole(1, 1_000_000),
     "loss.prediction": _one_of(*PREDICTIONS),
+    "loss.times": _one_of(*TIMES),
     "loss.min_snr_gamma": _number(0),
     "loss.condition_dropout": _FRACTION,
     "latent_scale": _number(0),
@@ -211,6 +219,8 @@ def check_values(stage: str, values: Mapping[str, Any]) -> None:
     _check_model(values)
     if stage == "diffusion":
         _check_diffusion(values)
+    else:
+        _check_autoencoder(values)
 
 
 def _nearest(rule: Rule, value: Any) -> str:
@@ -228,6 +238,21 @@ def _check_model(values: Mapping[str, Any]) -> None:
         raise UserError(f"config.model.remat is {remat!r}; levels from 0 to {last} are wanted.")
 
 
+def _check_autoencoder(values: Mapping[str, Any]) -> None:
+    blocks, levels = values["model.num_res_blocks"], len(values["model.channels"])
+    if not _is_list(blocks):
+        return
+    if values["model.architecture"] != "space_to_depth":
+        raise UserError(
+            f"config.model.num_res_blocks is {blocks!r}; a count for each level is for the architecture "
+            "space_to_depth. For the paper's a whole number is wanted."
+        )
+    if len(blocks) != levels:
+        raise UserError(
+            f"config.model.num_res_blocks is {blocks!r}; one value for each of the {levels} channels is wanted."
+        )
+
+
 def _check_diffusion(values: Mapping[str, Any]) -> None:
     levels = len(values["model.channels"])
     for key in ("attention_levels", "num_head_channels"):
@@ -243,7 +268,7 @@ def _check_diffusion(values: Mapping[str, Any]) -> None:
                 f"config.model.num_head_channels: {head} at level {level}, which attends; a divisor of its {width} "
                 "channels is wanted."
             )
-    if values["schedule.kind"] != "cosine" and values["schedule.beta_start"] > values["schedule.beta_end"]:
+    if values["schedule.kind"].endswith("linear") and values["schedule.beta_start"] > values["schedule.beta_end"]:
         raise UserError(
             f"config.schedule: beta_start is {values['schedule.beta_start']:g} and beta_end "
             f"{values['schedule.beta_end']:g}; beta_start may not be the larger one."

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from brainldm.diffusion.objectives import diffusion_loss
+from brainldm.diffusion.objectives import diffusion_loss, draw_times
 from brainldm.diffusion.samplers import step_noise
 from brainldm.diffusion.schedule import Schedule, make_schedule
 from brainldm.models import build as networks
@@ -93,7 +93,7 @@ def build(
         key_noise, key_time, key_drop = jax.random.split(key, 3)
         size = x0.shape[0]
         noise = jax.random.normal(key_noise, (size, x0.size // size)).reshape(x0.shape)  # as rows: see `step_noise`
-        t = jax.random.randint(key_time, (size,), 0, schedule.num_train_steps)
+        t = draw_times(key_time, size, schedule.num_train_steps, config.loss.times)
         c = batch["condition"]
         if config.loss.condition_dropout:
             drop = jax.random.uniform(key_drop, (size,)) < config.loss.condition_dropout

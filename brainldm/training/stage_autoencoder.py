@@ -49,7 +49,7 @@ class AutoencoderStage(Stage):
         self._check_volume()
 
     def _check_volume(self) -> None:
-        halvings = max(len(self.config.model.channels) - 1, self.config.discriminator.num_layers)
+        halvings = max(self.codec.network.halvings, self.config.discriminator.num_layers)
         check_volume(self.volume_shape, halvings, self.mesh)
 
     # state and step

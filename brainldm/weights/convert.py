@@ -115,6 +115,12 @@ def to_monai(model_folder: str | Path, folder: str | Path) -> list[Path]:
     """
     with new_folder(folder) as folder:
         model = load_model(model_folder)
+        architecture = model.spec.autoencoder.get("architecture", "kl")
+        if architecture != "kl":
+            raise UserError(
+                f"{model_folder}: its autoencoder has the architecture {architecture}, for which MONAI has no network. "
+                "Only the paper's (kl) can be converted."
+            )
         files = {
             "autoencoder.safetensors": autoencoder_to_monai(model.autoencoder),
             "model.safetensors": unet_to_monai(model.unet),

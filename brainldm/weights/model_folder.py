@@ -71,7 +71,7 @@ class ModelSpec:
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, [d, h, w, C]."""
-        factor = 2 ** (len(self.autoencoder["channels"]) - 1)
+        factor = 2 ** self.make_autoencoder().halvings
         return (*(side // factor for side in self.grid.shape), self.autoencoder["latent_channels"])
 
     def to_json(self) -> dict[str, Any]:

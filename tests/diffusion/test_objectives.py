@@ -1,5 +1,7 @@
 """Targets, conversions, weights and the loss, against formulas worked out in float64 numpy."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from brainldm.diffusion.objectives import (
     PREDICTIONS,
+    TIMES,
     add_noise,
     denoiser,
     diffusion_loss,
+    draw_times,
     min_snr_weight,
     target,
     to_x0_and_noise,
@@ -86,6 +90,7 @@ def test_min_snr_weights():
         "x0": np.minimum(snr, gamma),
         "epsilon": np.minimum(1.0, gamma / snr),
         "velocity": np.minimum(snr, gamma) / (snr + 1),
+        "flow": np.minimum(snr, gamma) / (np.sqrt(snr) + 1) ** 2,
     }
     assert np.any(snr < gamma) and np.any(snr > gamma)
     for prediction, weights in expected.items():
@@ -104,7 +109,7 @@ def test_min_snr_weighs_the_same_error_in_x0_alike(prediction):
         wrong = jnp.asarray(x0) + 0.1
         s, n = (np.sqrt(v).reshape(5, 1, 1, 1, 1).astype(np.float32) for v in (a, 1 - a))
         eps = (x_t - s * wrong) / n
-        return {"x0": wrong, "epsilon": eps, "velocity": s * eps - n * wrong}[prediction]
+        return {"x0": wrong, "epsilon": eps, "velocity": s * eps - n * wrong, "flow": eps - wrong}[prediction]
 
     loss = diffusion_loss(SCHEDULE, prediction, denoise, x0, noise, t, min_snr_gamma=5.0)
     np.testing.assert_allclose(loss, 0.01 * np.minimum(a / (1 - a), 5.0), rtol=2e-4)
@@ -149,3 +154,15 @@ def test_unknown_prediction_is_explained():
     ):
         with pytest.raises(UserError, match="epsilon, velocity, x0"):
             call()
+
+
+def test_times_are_drawn_as_their_distribution_says():
+    key = jax.random.key(0)
+    uniform, middle = (np.asarray(draw_times(key, 20_000, 1000, name)) for name in TIMES)
+    for t in (uniform, middle):
+        assert t.dtype == np.int32 and t.min() >= 0 and t.max() <= 999
+    assert np.mean((uniform >= 250) & (uniform < 750)) == pytest.approx(0.5, abs=0.02)
+    inside = 2 * NormalDist().cdf(np.log(3)) - 1  # sigmoid(z) between 1/4 and 3/4
+    assert np.mean((middle >= 250) & (middle < 750)) == pytest.approx(inside, abs=0.02)
+    with pytest.raises(UserError, match="uniform, logit_normal"):
+        draw_times(key, 4, 1000, "normal")

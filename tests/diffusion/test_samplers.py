@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brainldm.diffusion.objectives import PREDICTIONS, denoiser, target, to_x0_and_noise
-from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, initial_noise, step_noise
+from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun, initial_noise, step_noise
 from brainldm.diffusion.schedule import SPACINGS, Chain, alpha_bar, chain_at_log_snr, make_chain, make_schedule
 from brainldm.runtime.errors import UserError
 
@@ -41,8 +41,8 @@ def sample(network, x_T, keys, num_steps, *, sampler=ddim, prediction="epsilon",
     """A whole chain of one of the samplers."""
     chain = make_chain(SCHEDULE, num_steps, spacing)
     denoise = denoiser(network, chain, prediction)
-    if sampler is dpmpp_2m:
-        return dpmpp_2m(denoise, chain, x_T)
+    if sampler in (dpmpp_2m, heun):
+        return sampler(denoise, chain, x_T)
     return sampler(denoise, chain, x_T, lambda i: step_noise(keys, i, x_T.shape[1:]), **options)
 
 
@@ -251,7 +251,7 @@ def test_noise_is_named_by_key_and_step():
 def test_state_stays_float32_for_a_low_precision_network():
     keys = keys_of(1)
     x_T = initial_noise(keys, SHAPE).astype(jnp.bfloat16)
-    for sampler in (ddim, ddpm, dpmpp_2m):
+    for sampler in (ddim, ddpm, dpmpp_2m, heun):
         result = sample(lambda x, t: (0.3 * x).astype(jnp.bfloat16), x_T, keys, 5, sampler=sampler)
         assert result.dtype == jnp.float32
 
@@ -263,7 +263,7 @@ def test_mistakes_are_explained():
         sample(smooth, x_T, keys, 5, prediction="v")
     with pytest.raises(UserError, match="between 1 and the 1000"):
         sample(smooth, x_T, keys, 2000, sampler=ddpm)
-    with pytest.raises(UserError, match="leading, karras, log_snr"):
+    with pytest.raises(UserError, match="leading, trailing, karras, log_snr"):
         sample(smooth, x_T, keys, 5, spacing="linear")
 
 
@@ -295,12 +295,14 @@ def error_on_gaussian_data(sampler, num_steps):
 
 
 def test_orders_of_convergence_on_gaussian_data():
-    """Twice the steps: a quarter of the error for DPM-Solver++(2M), half of it for DDIM (Lu et al. 2022)."""
+    """Twice the steps: a quarter of the error for DPM-Solver++(2M) and Heun, half of it for DDIM (Lu et al. 2022)."""
     second = [error_on_gaussian_data(dpmpp_2m, n) for n in (20, 40, 80)]
+    heuns = [error_on_gaussian_data(heun, n) for n in (20, 40, 80)]
     first = [error_on_gaussian_data(lambda d, c, x: ddim(d, c, x, None), n) for n in (20, 40, 80)]
-    orders = [np.log2(np.divide(errors[:-1], errors[1:])) for errors in (second, first)]
+    orders = [np.log2(np.divide(errors[:-1], errors[1:])) for errors in (second, first, heuns)]
     np.testing.assert_allclose(orders[0], 2.0, atol=0.1)
     np.testing.assert_allclose(orders[1], 1.0, atol=0.1)
+    np.testing.assert_allclose(orders[2], 2.0, atol=0.25)
     assert second[-1] < 0.1 * first[-1]
 
 
@@ -314,7 +316,7 @@ def test_the_first_order_solver_is_ddim():
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("sampler", [ddim, ddpm, dpmpp_2m])
+@pytest.mark.parametrize("sampler", [ddim, ddpm, dpmpp_2m, heun])
 def test_every_sampler_is_exact_on_a_point_mass_over_every_spacing(sampler, spacing):
     x0 = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
     keys = keys_of(1, 2)
@@ -325,8 +327,8 @@ def test_every_sampler_is_exact_on_a_point_mass_over_every_spacing(sampler, spac
         return x0, (x - jnp.sqrt(a) * x0) / jnp.sqrt(b)
 
     x_T = initial_noise(keys, SHAPE)
-    if sampler is dpmpp_2m:
-        result = dpmpp_2m(denoise, chain, x_T)
+    if sampler in (dpmpp_2m, heun):
+        result = sampler(denoise, chain, x_T)
     else:
         result = sampler(denoise, chain, x_T, lambda i: step_noise(keys, i, SHAPE))
     np.testing.assert_allclose(result, x0, atol=1e-5)
@@ -345,3 +347,28 @@ def test_twenty_steps_of_the_multistep_solver_reach_gaussian_data(spacing):
     exact = chain_to_the_end(dpmpp_2m, 1000, spacing)
     multistep = abs(chain_to_the_end(dpmpp_2m, 20, spacing) - exact)
     assert multistep < 0.04 * exact and multistep < 0.3 * abs(chain_to_the_end(plain, 20, spacing) - exact)
+
+
+# Flow matching
+
+
+def test_ddim_is_euler_on_the_straight_path():
+    """In z = x sqrt((1 - s)^2 + s^2), a step of DDIM is z + (s_next - s) u for whatever u the network gives."""
+    schedule = make_schedule("rectified_flow")
+    chain = make_chain(schedule, 8, "trailing")
+    s = np.append((chain.t.astype(np.float64) + 0.5) / 1000, 0.0)
+    path = np.sqrt((1 - s) ** 2 + s**2)
+    x = np.asarray(initial_noise(keys_of(1, 2), SHAPE))
+    z = x * path[0]
+    for i in range(8):
+        z = z + (s[i + 1] - s[i]) * np.asarray(smooth(jnp.asarray(z / path[i], jnp.float32), jnp.full(2, chain.t[i])))
+    found = ddim(denoiser(smooth, chain, "flow"), chain, x, None)
+    np.testing.assert_allclose(found, z, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler, tolerance", [(lambda d, c, x: ddim(d, c, x, None), 0.03), (heun, 0.004)])
+def test_the_flow_of_gaussian_data(sampler, tolerance):
+    """The flow multiplies by sqrt(v) from noise to data of variance v; 50 steps over the straight path get there."""
+    chain = make_chain(make_schedule("rectified_flow"), 50, "trailing")
+    found = float(sampler(exact_gaussian(chain, 0.25), chain, jnp.ones((1, 1)))[0, 0])
+    assert found == pytest.approx(0.5, rel=tolerance)

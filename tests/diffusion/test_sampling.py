@@ -24,7 +24,7 @@ from brainldm.runtime.errors import UserError
         ({"guidance": 1e308}, "guidance .* from 0 to 100"),
         ({"guidance": None}, "guidance"),
         ({"sampler": "euler"}, "ddim, ddpm, dpmpp_2m"),
-        ({"spacing": "linear"}, "leading, karras, log_snr"),
+        ({"spacing": "linear"}, "leading, trailing, karras, log_snr"),
         ({"sampler": "dpmpp_2m", "eta": 0.5}, "only the sampler ddim"),
     ],
 )

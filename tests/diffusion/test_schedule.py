@@ -50,6 +50,12 @@ def test_kinds_by_their_definitions():
     np.testing.assert_allclose(cosine.alphas_cumprod[:99], f[1:100] / f[0], rtol=1e-6)  # before the clip
     np.testing.assert_allclose(cosine.alphas_cumprod[99], cosine.alphas_cumprod[98] * 0.001, rtol=1e-4)
 
+    flow = make_schedule("rectified_flow", num_train_steps=4)
+    s = np.array([1, 3, 5, 7]) / 8
+    np.testing.assert_allclose(
+        flow.one_minus_alphas_cumprod / flow.alphas_cumprod, (s / (1 - s)) ** 2, rtol=1e-6
+    )  # sigma^2 / alpha^2 of (1 - s) x_0 + s eps
+
 
 @pytest.mark.parametrize("kind", SCHEDULE_KINDS)
 def test_tables_are_float32_decreasing_and_complementary(kind):
@@ -124,11 +130,14 @@ def test_a_chain_descends_to_the_clean_latent(kind, spacing, num_steps):
     assert chain.a[-1] == 1 and chain.b[-1] == 0
     np.testing.assert_allclose(chain.a.astype(np.float64) + chain.b, 1.0, atol=1e-7)
     if spacing != "leading":
-        assert chain.t[0] == 999 and (num_steps == 1 or chain.t[-1] == 0)
+        assert chain.t[0] == 999
+    if spacing not in ("leading", "trailing"):
+        assert num_steps == 1 or chain.t[-1] == 0
 
 
 def test_spacings_by_their_definitions():
     schedule = make_schedule()
+    np.testing.assert_array_equal(make_chain(schedule, 50, "trailing").t, np.arange(999, 0, -20))
     chain = make_chain(schedule, 10, "karras")
     sigma = np.sqrt(chain.b[:-1].astype(np.float64) / chain.a[:-1])
     np.testing.assert_allclose(np.diff(sigma ** (1 / 7)), np.diff(sigma ** (1 / 7))[0], rtol=1e-4)

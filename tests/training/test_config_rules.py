@@ -100,6 +100,17 @@ def test_rematerialisation_is_a_switch_or_levels_and_survives_a_work_dir(written
     assert from_json(json.loads(config.to_json())).model.remat == config.model.remat
 
 
+def test_the_blocks_of_each_level_are_for_space_to_depth_and_one_for_each():
+    changes = {"data.path": "people", "model.channels": (32, 64), "model.num_res_blocks": (1, 2)}
+    with pytest.raises(UserError, match="num_res_blocks.*for the architecture space_to_depth"):
+        validate(load_config("paper_autoencoder", changes))
+    config = load_config("paper_autoencoder", changes | {"model.architecture": "space_to_depth"})
+    validate(config)
+    assert from_json(json.loads(config.to_json())).model.num_res_blocks == (1, 2)
+    with pytest.raises(UserError, match="each of the 2 channels"):
+        validate(load_config("demo_autoencoder", {"data.path": "people", "model.num_res_blocks": (1, 2, 3)}))
+
+
 def test_the_nearest_word_is_named():
     config = diffusion_config().unlock()
     config.data.path, config.loss.prediction = "people", "epsilonn"

@@ -14,7 +14,8 @@ from fakes import FakeStage
 
 from brainldm.datasets.bids import image_path
 from brainldm.runtime.errors import Stopped, UserError
-from brainldm.training import loop, restore
+from brainldm.training import autoencoder, loop, restore
+from brainldm.training.flags import load_config
 from brainldm.training.metrics import MetricWriter, read_metrics
 from brainldm.training.optimizer import make_optimizer
 from brainldm.training.state import accumulate, ema_update
@@ -209,3 +210,16 @@ def test_unreadable_volumes_stop_a_run_with_their_name(demo_run, tmp_path, cache
     config.data.path, config.data.cache_gib = str(data), cache_gib
     with pytest.raises(UserError, match=f"{bad.name}.*40x56x38"):
         loop.train(config.lock(), tmp_path / "run")
+
+
+def test_a_discriminator_that_no_step_trains_is_not_part_of_the_program():
+    def passed_on(adversarial_start):
+        config = load_config("demo_autoencoder:tiny", {"data.path": "x", "loss.adversarial_start": adversarial_start})
+        _, train_step, _ = autoencoder.build(config, None)
+        state = autoencoder.state_shapes(config)
+        image = jax.ShapeDtypeStruct((2, 40, 56, 40, 1), jnp.float32)
+        program, shapes = jax.make_jaxpr(train_step, return_shape=True)(state, {"image": image}, None)
+        places = jax.tree.unflatten(jax.tree.structure(shapes), program.jaxpr.outvars)[0].discriminator
+        return {place in program.jaxpr.invars for place in jax.tree.leaves(places)}
+
+    assert passed_on(24) == {True} and passed_on(23) == {False}
