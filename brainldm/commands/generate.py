@@ -46,7 +46,9 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
     parser.add_argument("--sampler", help="ddim, ddpm, dpmpp_2m or heun (default: the model's)")
-    parser.add_argument("--spacing", help="of the noise levels: leading, trailing, karras or log_snr (default: the model's)")
+    parser.add_argument(
+        "--spacing", help="of the noise levels: leading, trailing, karras or log_snr (default: the model's)"
+    )
     parser.add_argument(
         "--batch-size",
         type=int,
