@@ -15,6 +15,9 @@ from brainldm.runtime.errors import UserError
 
 PREDICTIONS = ("epsilon", "velocity", "x0", "flow")
 
+TIMES = ("uniform", "logit_normal")
+"""How the time steps of training are drawn, see `draw_times`."""
+
 # network(x_t [B, ...], t [B], or a pytree of arrays [B, ...] that stands for it) -> what it predicts [B, ...]
 Network = Callable[[jax.Array, Any], jax.Array]
 
@@ -136,10 +139,6 @@ def diffusion_loss(
     if min_snr_gamma is None:
         return loss
     return loss * min_snr_weight(schedule, prediction, t, min_snr_gamma)
-
-
-TIMES = ("uniform", "logit_normal")
-"""How the time steps of training are drawn, see `draw_times`."""
 
 
 def draw_times(key: jax.Array, size: int, num_train_steps: int, distribution: str = "uniform") -> jax.Array:

@@ -66,28 +66,36 @@ class Upsample(nn.Module):
         return Conv(x.shape[-1], upsample=True, **conv, name="postconv")(x)
 
 
-class Encoder(nn.Module):
-    """`[B, D, H, W, in]` to `[B, D/f, H/f, W/f, out]`, f = 2 to the number of levels less one."""
+class Coder(nn.Module):
+    """What an encoder and a decoder are told, see `AutoencoderKL`; `out_channels` are those of its own result."""
 
     channels: Sequence[int]
     out_channels: int
-    num_res_blocks: int
+    num_res_blocks: int | Sequence[int]
     norm_num_groups: int
     norm_eps: float
     dtype: jnp.dtype
     conv_route: str
     remat: bool | Sequence[int]
 
+    @property
+    def block(self) -> tuple:
+        """The arguments of a residual block that follow its width."""
+        return self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route
+
+
+class Encoder(Coder):
+    """`[B, D, H, W, in]` to `[B, D/f, H/f, W/f, out]`, f = 2 to the number of levels less one."""
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         # One channel costs nothing in float32, and in bfloat16 a GPU may have no kernel for it.
         x = Conv(self.channels[0], conv_route=self.conv_route, name="blocks_0")(x).astype(self.dtype)
         index = 1
         for level, width in enumerate(self.channels):
             residual = nn.remat(ResidualBlock) if remat_at(level, self.remat) else ResidualBlock
             for _ in range(self.num_res_blocks):
-                x = residual(width, *block, name=f"blocks_{index}")(x)
+                x = residual(width, *self.block, name=f"blocks_{index}")(x)
                 index += 1
             if level < len(self.channels) - 1:
                 x = Downsample(self.dtype, self.conv_route, name=f"blocks_{index}")(x)
@@ -96,21 +104,11 @@ class Encoder(nn.Module):
         return Conv(self.out_channels, conv_route=self.conv_route, name=f"blocks_{index + 1}")(x)
 
 
-class Decoder(nn.Module):
+class Decoder(Coder):
     """The encoder's mirror image. No activation before the last convolution and none after it."""
-
-    channels: Sequence[int]
-    out_channels: int
-    num_res_blocks: int
-    norm_num_groups: int
-    norm_eps: float
-    dtype: jnp.dtype
-    conv_route: str
-    remat: bool | Sequence[int]
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         widths = tuple(reversed(self.channels))
         x = Conv(widths[0], conv_route=self.conv_route, name="blocks_0")(z).astype(self.dtype)
         index = 1
@@ -118,7 +116,7 @@ class Decoder(nn.Module):
             recomputed = remat_at(len(widths) - 1 - level, self.remat)
             residual = nn.remat(ResidualBlock) if recomputed else ResidualBlock
             for _ in range(self.num_res_blocks):
-                x = residual(width, *block, name=f"blocks_{index}")(x)
+                x = residual(width, *self.block, name=f"blocks_{index}")(x)
                 index += 1
             if level < len(widths) - 1:
                 x = Upsample(self.dtype, self.conv_route, name=f"blocks_{index}")(x)
@@ -181,7 +179,7 @@ class AutoencoderKL(nn.Module):
         """How many times each side is halved on the way to the latent."""
         return len(self.channels) - 1
 
-    def _coders(self) -> tuple[type[nn.Module], type[nn.Module]]:
+    def _coders(self) -> tuple[type[Coder], type[Coder]]:
         return Encoder, Decoder
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from brainldm.models.autoencoder import AutoencoderKL, ResidualBlock
+from brainldm.models.autoencoder import AutoencoderKL, Coder, ResidualBlock
 from brainldm.models.layers import Conv, GroupNorm
 from brainldm.models.remat import remat_at
 
@@ -74,22 +74,12 @@ class _Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(Coder):
     """`[B, D, H, W, in]` to `[B, D/f, H/f, W/f, out]`, f = 2 to the number of levels."""
-
-    channels: Sequence[int]
-    out_channels: int
-    num_res_blocks: int | Sequence[int]
-    norm_num_groups: int
-    norm_eps: float
-    dtype: jnp.dtype
-    conv_route: str
-    remat: bool | Sequence[int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = {"conv_route": self.conv_route}
-        block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         counts = _counts(self.num_res_blocks, self.channels)
         for level, (width, count) in enumerate(zip(self.channels, counts, strict=True)):
             x = space_to_depth(x)
@@ -98,31 +88,21 @@ class Encoder(nn.Module):
             shortcut = None if level == 0 else fold_channels(x, width)
             x = Conv(width, kernel_size=size, dtype=dtype, **conv, name=f"down_{level}")(x).astype(self.dtype)
             x = x if shortcut is None else x + shortcut
-            x = _Level(count, *block, remat_at(level, self.remat), name=f"level_{level}")(x)
+            x = _Level(count, *self.block, remat_at(level, self.remat), name=f"level_{level}")(x)
         x = GroupNorm(self.norm_num_groups, epsilon=self.norm_eps, name="norm_out")(x)
         return Conv(self.out_channels, **conv, name="conv_out")(x)
 
 
-class Decoder(nn.Module):
+class Decoder(Coder):
     """The encoder's mirror image. No activation after the last convolution."""
-
-    channels: Sequence[int]
-    out_channels: int
-    num_res_blocks: int | Sequence[int]
-    norm_num_groups: int
-    norm_eps: float
-    dtype: jnp.dtype
-    conv_route: str
-    remat: bool | Sequence[int]
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
         conv = {"conv_route": self.conv_route}
-        block = (self.norm_num_groups, self.norm_eps, self.dtype, self.conv_route)
         counts = _counts(self.num_res_blocks, self.channels)
         x = Conv(self.channels[-1], **conv, name="conv_in")(z).astype(self.dtype)
         for level in reversed(range(len(self.channels))):
-            x = _Level(counts[level], *block, remat_at(level, self.remat), name=f"level_{level}")(x)
+            x = _Level(counts[level], *self.block, remat_at(level, self.remat), name=f"level_{level}")(x)
             if level:
                 width = self.channels[level - 1]
                 shortcut = unfold_channels(x, width)
@@ -151,5 +131,5 @@ class SpaceToDepthAutoencoder(AutoencoderKL):
     def halvings(self) -> int:
         return len(self.channels)
 
-    def _coders(self) -> tuple[type[nn.Module], type[nn.Module]]:
+    def _coders(self) -> tuple[type[Coder], type[Coder]]:
         return Encoder, Decoder

@@ -8,12 +8,12 @@ from typing import Any
 
 import ml_collections
 
-from brainldm.models.build import autoencoder_halvings
 from brainldm.planning.chips import Chip
 from brainldm.planning.compiler import Compiler
 from brainldm.planning.times import add_verdict
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
+from brainldm.training.stage_autoencoder import volume_halvings
 from brainldm.training.stages import stage_class
 from brainldm.volumes.grids import training_grid
 
@@ -132,9 +132,7 @@ def fitting_change(
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """The first change with which the training step fits, compiled (None when none of those tried does), and all that
     were tried."""
-    halvings = len(config.model.channels) - 1
-    if config.stage == "autoencoder":
-        halvings = max(autoencoder_halvings(config.model.to_dict()), config.discriminator.num_layers)
+    halvings = volume_halvings(config) if stage_class(config).splits_volumes else 0
     sides = tuple(side // 2**halvings for side in training_grid(config.data.spacing_mm).shape[:2])
     tried: list[dict[str, Any]] = []
     for number, changes in enumerate(candidates(config, compiler.devices, sides)):

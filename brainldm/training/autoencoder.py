@@ -56,8 +56,8 @@ def build(
     learning_rate = learning_rate_schedule(rates.learning_rate, **timing)
     weights = config.loss
     matching = weights.perceptual == "discriminator"
-    # A discriminator that no step of the run trains is not compiled.
-    ever_active = weights.adversarial_start < config.num_steps
+    # A discriminator that has no part in any step of the run is not compiled.
+    ever_active = weights.adversarial_start < config.num_steps and (weights.adversarial_weight > 0 or matching)
 
     def if_active(active: jax.Array, then: Callable, otherwise: Callable, operand: Any) -> Any:
         return jax.lax.cond(active, then, otherwise, operand) if ever_active else otherwise(operand)

@@ -268,7 +268,10 @@ def _check_diffusion(values: Mapping[str, Any]) -> None:
                 f"config.model.num_head_channels: {head} at level {level}, which attends; a divisor of its {width} "
                 "channels is wanted."
             )
-    if values["schedule.kind"].endswith("linear") and values["schedule.beta_start"] > values["schedule.beta_end"]:
+    if (
+        values["schedule.kind"] in ("linear", "scaled_linear")
+        and values["schedule.beta_start"] > values["schedule.beta_end"]
+    ):
         raise UserError(
             f"config.schedule: beta_start is {values['schedule.beta_start']:g} and beta_end "
             f"{values['schedule.beta_end']:g}; beta_start may not be the larger one."

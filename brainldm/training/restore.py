@@ -77,15 +77,19 @@ def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections
     return config
 
 
+_CAME_LATER = {
+    "autoencoder": {"model": {"architecture": "kl"}},
+    "diffusion": {"loss": {"times": "uniform"}, "sampling": Sampling().to_json()},
+}
+"""By stage and section of a config, what older versions did not have, and did."""
+
+
 def from_json(content: dict[str, Any]) -> ml_collections.ConfigDict:
     """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default."""
     content = {**running_config().to_dict(), **content}
-    if content.get("stage") == "autoencoder":
-        content["model"] = {"architecture": "kl", **content["model"]}
-    if content.get("stage") == "diffusion":
-        content["loss"] = {"times": "uniform", **content["loss"]}
-    if "sampling" in content:
-        content["sampling"] = {**Sampling().to_json(), **content["sampling"]}
+    for section, values in _CAME_LATER.get(content.get("stage"), {}).items():
+        if section in content:
+            content[section] = {**values, **content[section]}
     return ml_collections.ConfigDict(_tuples(content)).lock()
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from brainldm.data.codec import Codec
 from brainldm.data.pipeline import VolumeSource, batches
+from brainldm.models.build import autoencoder_halvings
 from brainldm.parallel.distributed import from_primary
 from brainldm.parallel.mesh import VOLUMES, check_volume, process_shard, replicated, shard_batch
 from brainldm.parallel.sharding import abstract_like
@@ -30,6 +31,11 @@ from brainldm.training.inputs import (
 )
 from brainldm.training.stage import IMAGES, Eval, EvalResult, LoadedStage, Program, Stage, array_shape, whole_batches
 from brainldm.weights.perceptual import load_perceptual, perceptual_distance_of, perceptual_shapes
+
+
+def volume_halvings(config: ml_collections.ConfigDict) -> int:
+    """How many times the networks of a training run halve each side of a volume."""
+    return max(autoencoder_halvings(config.model.to_dict()), config.discriminator.num_layers)
 
 
 class AutoencoderStage(Stage):
@@ -49,8 +55,7 @@ class AutoencoderStage(Stage):
         self._check_volume()
 
     def _check_volume(self) -> None:
-        halvings = max(self.codec.network.halvings, self.config.discriminator.num_layers)
-        check_volume(self.volume_shape, halvings, self.mesh)
+        check_volume(self.volume_shape, volume_halvings(self.config), self.mesh)
 
     # state and step
 

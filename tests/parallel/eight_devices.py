@@ -34,10 +34,11 @@ SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": "True"}
 
 
-def autoencoder_step(mesh, rules):
+def autoencoder_step(mesh, rules, architecture):
     """(shapes of the state, where they lie, step) of stage one with everything that a step can hold."""
     config = configs.autoencoder_config()
     with config.unlocked():
+        config.model.architecture = architecture
         config.model.channels, config.model.latent_channels = (4, 8), 2
         config.model.num_res_blocks, config.model.norm_num_groups, config.model.dtype = 1, 2, "float32"
         config.discriminator.channels, config.discriminator.num_layers = 4, 2
@@ -70,9 +71,9 @@ def by_path(tree):
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def run(mesh, rules, batch):
+def run(mesh, rules, batch, architecture="kl"):
     """One step. What the compiled program communicates, where the state lies; metrics and gradients."""
-    shapes, shardings, step = autoencoder_step(mesh, rules)
+    shapes, shardings, step = autoencoder_step(mesh, rules, architecture)
     state = jax.device_put(numbers(shapes), shardings)
     arrays = shard_batch(batch, mesh)
     lowered = jax.jit(step, out_shardings=(shardings, replicated(mesh))).lower(state, arrays, None)
@@ -127,8 +128,12 @@ def message_of(*arguments):
 
 def main(out):
     batch = {"image": np.random.default_rng(0).random((2, *VOLUME, 1), np.float32)}
-    alone, truth = run(make_mesh({"data": 1}, jax.devices()[:1]), "replicate", batch)
-    results = {"one device": alone}
+    one_device, space = make_mesh({"data": 1}, jax.devices()[:1]), make_mesh({"data": 2, "space": 2, "space_y": 2})
+    results = {}
+    results["space_to_depth on one device"], truth = run(one_device, "replicate", batch, "space_to_depth")
+    results["space_to_depth"], values = run(space, "replicate", batch, "space_to_depth")
+    results["space_to_depth"] |= difference(truth, values)
+    results["one device"], truth = run(one_device, "replicate", batch)
     for name, sizes, rules in (
         ("space", {"data": 2, "space": 2, "space_y": 2}, "replicate"),
         ("fsdp", {"data": 1, "fsdp": 2, "space": 4}, "fsdp"),

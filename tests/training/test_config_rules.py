@@ -44,6 +44,8 @@ BOTH = {
     "covariates.ranges.age": [(NAN, 44.0), (50.0, 50.0), (44.0,), (1.0, 2.0, 3.0)],
 }
 AUTOENCODER = {
+    "model.architecture": ["kl2", True],
+    "model.num_res_blocks": [0, -1, (), (1, 0)],
     "model.latent_channels": [0],
     "discriminator.num_layers": [20, 0],
     "discriminator.channels": [0],
@@ -52,6 +54,7 @@ AUTOENCODER = {
 }
 DIFFUSION = {
     "loss.prediction": ["banana", "epsilonn"],
+    "loss.times": ["normal"],
     "loss.condition_dropout": [2.0, NAN],
     "latent_scale": [NAN, -1.0],
     "latents.variants": [0],

@@ -213,8 +213,9 @@ def test_unreadable_volumes_stop_a_run_with_their_name(demo_run, tmp_path, cache
 
 
 def test_a_discriminator_that_no_step_trains_is_not_part_of_the_program():
-    def passed_on(adversarial_start):
-        config = load_config("demo_autoencoder:tiny", {"data.path": "x", "loss.adversarial_start": adversarial_start})
+    def passed_on(**loss):
+        changes = {f"loss.{name}": value for name, value in loss.items()}
+        config = load_config("demo_autoencoder:tiny", {"data.path": "x", **changes})
         _, train_step, _ = autoencoder.build(config, None)
         state = autoencoder.state_shapes(config)
         image = jax.ShapeDtypeStruct((2, 40, 56, 40, 1), jnp.float32)
@@ -222,4 +223,7 @@ def test_a_discriminator_that_no_step_trains_is_not_part_of_the_program():
         places = jax.tree.unflatten(jax.tree.structure(shapes), program.jaxpr.outvars)[0].discriminator
         return {place in program.jaxpr.invars for place in jax.tree.leaves(places)}
 
-    assert passed_on(24) == {True} and passed_on(23) == {False}
+    assert passed_on(adversarial_start=24) == {True}
+    assert passed_on(adversarial_weight=0.0, perceptual="none") == {True}
+    assert passed_on(adversarial_weight=0.0) == {False}  # its features are still matched
+    assert passed_on(adversarial_start=23) == {False}
