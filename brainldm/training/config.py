@@ -119,7 +119,7 @@ def autoencoder_config() -> ml_collections.ConfigDict:
     config = _common("autoencoder")
 
     config.model = model = ml_collections.ConfigDict()
-    model.architecture = "kl"  # "kl": the paper's; "space_to_depth": quicker and sharper, every level halves the sides
+    model.architecture = "kl"  # "kl": the paper's; "space_to_depth": every level halves the sides, see docs/models.md
     model.latent_channels = 3
     model.channels = (64, 128, 128, 128)
     # A count, or with space_to_depth also one for each level.

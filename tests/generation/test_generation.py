@@ -1,5 +1,6 @@
 """Sampling and synthetic datasets."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -17,7 +18,8 @@ from brainldm.generation.dataset import MANIFEST, Settings, generate
 from brainldm.generation.sampler import make_sampler, reconstruct, sample_keys, sweep
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.nifti import read_volume
-from brainldm.weights.model_folder import load_model
+from brainldm.weights.convert import to_monai
+from brainldm.weights.model_folder import autoencoder_shapes, load_model, save_model
 
 COVARIATES = Covariates()
 ROW = {"sex": "F", "age": 60.0, "ventricles_ml": 30.0, "brain_ml": 1500.0}
@@ -252,3 +254,29 @@ def test_conditions_from_a_table(demo_run, tmp_path):
     table = shutil.copy(demo_run / "held_out/participants.tsv", tmp_path / "wanted.tsv")
     assert read_conditions(table, COVARIATES) == rows
     assert check_conditions(rows, COVARIATES, extrapolate=True) == [False] * len(rows)
+
+
+def test_a_space_to_depth_autoencoder_and_a_flow_make_a_model_folder(model, tmp_path):
+    import jax
+
+    architecture = {"architecture": "space_to_depth", "channels": [4, 8], "num_res_blocks": [1, 2]}
+    spec = dataclasses.replace(
+        model.spec,
+        autoencoder={**architecture, "norm_num_groups": 2, "latent_channels": model.spec.latent_shape[-1]},
+        prediction="flow",
+        schedule={"kind": "rectified_flow"},
+        sampling=Sampling(3, sampler="heun", spacing="trailing"),
+    )
+    rng = np.random.default_rng(0)
+    shapes = autoencoder_shapes(spec.make_autoencoder(), spec.grid)
+    parameters = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
+    save_model(tmp_path / "model", spec, parameters, model.unet, "card")
+    loaded = load_model(tmp_path / "model")
+    assert loaded.spec.latent_shape == model.spec.latent_shape
+    rows = COVARIATES.encode([ROW, ROW])
+    brains = make_sampler(loaded, loaded.spec.sampling, batch_size=2)(0, np.arange(2), rows)
+    assert brains.shape == (2, *spec.grid.shape) and np.isfinite(brains).all()
+    assert np.abs(brains[0] - brains[1]).max() > 1e-3
+    with pytest.raises(UserError, match="space_to_depth.*no network"):
+        to_monai(tmp_path / "model", tmp_path / "monai")
+    assert not (tmp_path / "monai").exists()

@@ -107,11 +107,12 @@ def test_the_blocks_of_each_level_are_for_space_to_depth_and_one_for_each():
     changes = {"data.path": "people", "model.channels": (32, 64), "model.num_res_blocks": (1, 2)}
     with pytest.raises(UserError, match="num_res_blocks.*for the architecture space_to_depth"):
         validate(load_config("paper_autoencoder", changes))
-    config = load_config("paper_autoencoder", changes | {"model.architecture": "space_to_depth"})
+    changes["model.architecture"] = "space_to_depth"
+    config = load_config("paper_autoencoder", changes)
     validate(config)
     assert from_json(json.loads(config.to_json())).model.num_res_blocks == (1, 2)
     with pytest.raises(UserError, match="each of the 2 channels"):
-        validate(load_config("demo_autoencoder", {"data.path": "people", "model.num_res_blocks": (1, 2, 3)}))
+        validate(load_config("paper_autoencoder", changes | {"model.num_res_blocks": (1, 2, 3)}))
 
 
 def test_the_nearest_word_is_named():

@@ -31,8 +31,8 @@ def test_the_loss_goes_down(demo_run, stage):
     validation = read_metrics(demo_run / stage, "validation")["loss"]
     assert train[-1] < {"autoencoder": 0.8, "diffusion": 0.95}[stage] * train[0]
     assert validation == sorted(validation, reverse=True)
-    if stage == "diffusion":  # squared error of a flow: 2 for a network that predicts nothing
-        assert validation[-1] < 1.8
+    if stage == "diffusion":  # unweighted squared error of a velocity: 1 for a network that predicts nothing
+        assert validation[-1] < 0.9
 
 
 @pytest.mark.parametrize("stage", STAGES)

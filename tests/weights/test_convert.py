@@ -62,12 +62,6 @@ def test_there_and_back_is_the_same(shared, tmp_path):
             np.testing.assert_array_equal(back[key], array)
 
 
-def test_what_monai_has_no_network_for_is_refused(demo_run, tmp_path):
-    with pytest.raises(UserError, match="space_to_depth.*no network"):
-        to_monai(demo_run / "model", tmp_path / "monai")
-    assert not (tmp_path / "monai").exists()
-
-
 def test_a_converted_model_generates(shared, tmp_path):
     golden = shared / "golden"
     from_monai(golden / "autoencoder.pt", golden / "unet.pt", tmp_path / "model", GOLDEN)
