@@ -117,6 +117,7 @@ def mesh_config() -> ml_collections.ConfigDict:
 def autoencoder_config() -> ml_collections.ConfigDict:
     """Stage one: AutoencoderKL trained with L1 + KL + perceptual + patch-adversarial loss."""
     config = _common("autoencoder")
+    config.every.fidelity = 1000  # similarity, sharpness and ventricles of some held-out reconstructions
 
     config.model = model = ml_collections.ConfigDict()
     model.architecture = "kl"  # "kl": the paper's; "space_to_depth": every level halves the sides, see docs/models.md

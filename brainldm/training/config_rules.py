@@ -158,6 +158,7 @@ _COMMON = {
 }
 
 _AUTOENCODER = {
+    "every.fidelity": _COUNT,
     "model.architecture": _one_of(*AUTOENCODERS),
     "model.num_res_blocks": _BLOCKS,
     "model.latent_channels": _whole(1),
