@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brainldm.runtime.errors import UserError
 
@@ -65,6 +65,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from brainldm.diffusion.sampling import Sampling
     from brainldm.evaluation.measures.backends import open_backend
     from brainldm.generation.conditions import draw_conditions, read_conditions
     from brainldm.generation.dataset import Settings, generate
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.planning.advice import device_memory, generation_advice
     from brainldm.runtime.compiled_programs import keep_programs
     from brainldm.runtime.console import log
-    from brainldm.weights.model_folder import load_model
+    from brainldm.weights.gan_folder import load_generator
 
     refuse_silent_cpu()
     keep_programs()
@@ -105,9 +106,11 @@ def run(options: argparse.Namespace) -> None:
         "spacing": options.spacing,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
-    model = load_model(options.model)
+    model = load_generator(options.model)
+    if not model.spec.covariates:
+        _require_nothing_asked(options, named, asked)
     settings = Settings(
-        sampling=dataclasses.replace(model.spec.sampling, **asked),
+        sampling=dataclasses.replace(getattr(model.spec, "sampling", Sampling()), **asked),
         seed=options.seed,
         batch_size=options.batch_size,
         extrapolate=options.extrapolate,
@@ -121,6 +124,17 @@ def run(options: argparse.Namespace) -> None:
     generate(model, options.out, rows, settings)
     if backend is not None:
         _write_labels(options.out, backend)
+
+
+def _require_nothing_asked(options: argparse.Namespace, named: dict[str, str], asked: dict[str, Any]) -> None:
+    """Raise UserError for a condition or a setting of the sampler, of a model that has neither."""
+    from brainldm.weights.parameter_files import KINDS, open_folder
+
+    if options.participants or named or asked:
+        kind = KINDS[open_folder(options.model).kind]
+        given = "a table of participants" if options.participants else ", ".join(named or asked).replace("num_", "")
+        what = "takes no conditions" if options.participants or named else "draws in one pass, without a sampler"
+        raise UserError(f"{options.model}: {kind}, which {what}, and {given} is asked for. Leave it out.")
 
 
 def _write_labels(out: str, backend: Backend) -> None:

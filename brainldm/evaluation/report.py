@@ -139,13 +139,15 @@ def headline_lines(figures: dict[str, Any]) -> list[str]:
 
 def summary_lines(figures: dict[str, Any]) -> list[str]:
     """The figures that matter as lines of text, each with its n."""
-    lines = []
+    lines = [] if figures["conditions"] else ["Nothing was requested: the model takes no conditions."]
     for name in MEASURED:
         for which, words in (
             ("synthetic", "requested against measured"),
             ("real", "label against measured, real"),
         ):
             found = figures["agreement"][name][which]
+            if which == "synthetic" and not figures["conditions"]:
+                continue
             lines.append(
                 f"{TITLES[name]}, {words}: r {format_interval(**found['r'])}, "
                 f"slope {format_interval(**found['slope'])}, "

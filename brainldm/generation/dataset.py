@@ -21,7 +21,9 @@ from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically, write_json
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.nifti import write_volume
+from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model
+from brainldm.weights.parameter_files import KINDS
 
 MARK = "SYNTHETIC"
 """First word of the header's description of every volume that a model made."""
@@ -30,16 +32,18 @@ MANIFEST = "manifest-0000.jsonl"
 
 README = """This dataset is synthetic.
 
-Every brain in it was drawn by a latent diffusion model (brainldm {version}, model {model}), for the conditions in
-participants.tsv. No image shows a person. The header of every image says {mark} in its description field and its
-sidecar says "Synthetic": true.
+Every brain in it was drawn by {kind} (brainldm {version}, model {model}), {conditions}.
+No image shows a person. The header of every image says {mark} in its description field and its sidecar says
+"Synthetic": true.
 
 Research use only; not a medical device and not for diagnosis. Images drawn by a generative model can resemble the
 images that it was trained on.
 {note}"""
 
 
-SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++(2M)"}
+_CONDITIONS = {True: "for the conditions in participants.tsv", False: "which takes no conditions"}
+
+SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun"}
 """What a dataset calls its sampler."""
 
 
@@ -67,7 +71,7 @@ class Settings:
 
 
 def generate(
-    model: Model,
+    model: Model | GanModel,
     out: str | Path,
     rows: Sequence[Mapping[str, float | str]],
     settings: Settings,
@@ -84,7 +88,7 @@ def generate(
 
 
 def _generate(
-    model: Model,
+    model: Model | GanModel,
     out: Path,
     rows: Sequence[Mapping[str, float | str]],
     settings: Settings,
@@ -115,7 +119,7 @@ class _Subject(NamedTuple):
 
 
 def _write_subject(
-    out: Path, model: Model, settings: Settings, subject: _Subject, volume: np.ndarray
+    out: Path, model: Model | GanModel, settings: Settings, subject: _Subject, volume: np.ndarray
 ) -> dict[str, Any]:
     """Write a volume and its sidecar; returns its entry in the manifest."""
     if not np.isfinite(volume).all():
@@ -130,11 +134,7 @@ def _write_subject(
             "Modality": "MR",
             "Conditions": dict(subject.conditions),
             "Extrapolated": subject.extrapolated,
-            "Sampler": SAMPLER_NAMES[settings.sampling.sampler],
-            "Spacing": settings.sampling.spacing,
-            "Steps": settings.sampling.num_steps,
-            "Eta": settings.sampling.eta,
-            "Guidance": settings.sampling.guidance,
+            **_drawn_by(model, settings.sampling),
             "Seed": settings.seed,
             "BatchSize": settings.batch_size,
             "Index": subject.index,
@@ -154,9 +154,22 @@ def _write_subject(
     }
 
 
+def _drawn_by(model: Model | GanModel, sampling: Sampling) -> dict[str, Any]:
+    """What a sidecar says of how its volume was drawn."""
+    if isinstance(model, GanModel):
+        return {"Model": KINDS[model.spec.kind]}
+    return {
+        "Sampler": SAMPLER_NAMES[sampling.sampler],
+        "Spacing": sampling.spacing,
+        "Steps": sampling.num_steps,
+        "Eta": sampling.eta,
+        "Guidance": sampling.guidance,
+    }
+
+
 def _write_tables(
     out: Path,
-    model: Model,
+    model: Model | GanModel,
     settings: Settings,
     ids: Sequence[str],
     rows: Sequence[Mapping[str, float | str]],
@@ -166,11 +179,19 @@ def _write_tables(
     columns = model.spec.covariates.column_descriptions()
     for entry in columns.values():
         entry["Description"] += " (asked of the model)"
-    columns["extrapolated"] = {
-        "Description": "whether a condition lies outside what the model was trained on",
-        "Levels": {"true": "outside", "false": "inside"},
-    }
-    sampling = settings.sampling
+    if columns:
+        columns["extrapolated"] = {
+            "Description": "whether a condition lies outside what the model was trained on",
+            "Levels": {"true": "outside", "false": "inside"},
+        }
+    kind, sampling = KINDS[model.spec.kind], settings.sampling
+    if isinstance(model, GanModel):
+        description = f"{kind} {model.sha256}"
+    else:
+        description = (
+            f"{kind.removeprefix('a ')} {model.sha256}, {SAMPLER_NAMES[sampling.sampler]} with "
+            f"{sampling.num_steps} steps"
+        )
     write_dataset_files(
         out,
         name="Synthetic T1w brains",
@@ -182,14 +203,19 @@ def _write_tables(
         generated_by={
             "Name": "brainldm",
             "Version": __version__,
-            "Description": f"latent diffusion model {model.sha256}, {SAMPLER_NAMES[sampling.sampler]} with "
-            f"{sampling.num_steps} steps",
+            "Description": description,
         },
         readme=README.format(
-            version=__version__, model=model.sha256[:12], mark=MARK, note=f"\n{note}\n" if note else ""
+            kind=kind,
+            version=__version__,
+            model=model.sha256[:12],
+            conditions=_CONDITIONS[bool(columns)],
+            mark=MARK,
+            note=f"\n{note}\n" if note else "",
         ),
         extra={
             "Synthetic": True,
+            "Conditional": bool(columns),
             "ModelSHA256": model.sha256,
             "TrainedOn": model.spec.provenance.get("dataset", "unknown"),
             "EmbeddedPopulation": bool(model.spec.provenance.get("embedded_population", False)),

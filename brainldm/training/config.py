@@ -7,7 +7,7 @@ configs/ name every value that is known of it, or inferred, and from where.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -16,8 +16,6 @@ from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.training.config_rules import check_values
-
-STAGES = ("autoencoder", "diffusion")
 
 
 def _common(stage: str) -> ml_collections.ConfigDict:
@@ -213,6 +211,54 @@ def diffusion_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def lsgan_config() -> ml_collections.ConfigDict:
+    """Our baseline: a generator and a discriminator of volumes, trained with least squares, without conditions."""
+    return _gan("lsgan").lock()
+
+
+def vae_gan_config() -> ml_collections.ConfigDict:
+    """Our baseline: the same with an encoder, which learns from the discriminator's features; without conditions."""
+    config = _gan("vae_gan")
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.prior_weight = 1e-4  # of the divergence, in nats, in the encoder's loss
+    loss.reconstruction_weight = 1.0  # of the features' difference in the generator's loss
+    return config.lock()
+
+
+def _gan(stage: str) -> ml_collections.ConfigDict:
+    config = _common(stage)
+    config.covariates.names = ()
+
+    config.model = model = ml_collections.ConfigDict()
+    model.latent_size = 512
+    model.channels = (16, 32, 64, 128, 256, 512)  # one width for each level, full resolution first
+    model.norm_num_groups = 16
+    model.norm_eps = 1e-6
+    model.dtype = "bfloat16"
+    model.remat = ml_collections.FieldReference(False, field_type=object)
+
+    config.discriminator = discriminator = ml_collections.ConfigDict()
+    discriminator.channels = (16, 32, 64, 128, 256, 512)
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 2e-4
+    optimizer.discriminator_learning_rate = 2e-4
+    optimizer.beta1 = 0.5  # Adam's memory of gradients
+    optimizer.warmup_steps = 0
+    optimizer.decay = False
+    optimizer.gradient_clip = 1.0
+    return config
+
+
+CONFIGS: dict[str, Callable[[], ml_collections.ConfigDict]] = {
+    "autoencoder": autoencoder_config,
+    "diffusion": diffusion_config,
+    "lsgan": lsgan_config,
+    "vae_gan": vae_gan_config,
+}
+"""The defaults of every stage, by its name."""
+
+
 def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
     """The conditions that a config names, with its ranges, and after them those of config.covariates.extra.
 
@@ -236,9 +282,9 @@ def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raise UserError when a config has unknown or absent keys, naming the nearest key, or impossible values."""
     stage = config.get("stage", None)
-    if stage not in STAGES:
-        raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(STAGES)}.")
-    known = set(dict(_items(autoencoder_config() if stage == "autoencoder" else diffusion_config())))
+    if stage not in CONFIGS:
+        raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(CONFIGS)}.")
+    known = set(dict(_items(CONFIGS[stage]())))
     given = set(dict(_items(config)))
     for key in sorted(given - known):
         near = difflib.get_close_matches(key, known, 1)
