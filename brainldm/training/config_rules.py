@@ -203,6 +203,10 @@ _DIFFUSION = {
     "sampling.num_steps": _whole(1),
     "sampling.eta": _FRACTION,
     "sampling.guidance": _number(0),
+    "sampling.guidance_interval": Rule(
+        "a pair of noise levels from 0 to 1, the lower one first",
+        lambda v: _list_of(_FRACTION).allows(v) and _rises(v),
+    ),
 }
 
 _GAN = {
