@@ -27,3 +27,12 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number of at least 1 is wanted")
     return value
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Two numbers LOW:HIGH."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: two numbers LOW:HIGH are wanted, such as 0.2:0.8") from None
+    return low, high

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from brainldm.commands.arguments import interval
 from brainldm.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
+    parser.add_argument(
+        "--guidance-interval",
+        type=interval,
+        metavar="LOW:HIGH",
+        help="noise levels at which there is guidance, 0 clean and 1 pure noise (default: the model's)",
+    )
     parser.add_argument("--sampler", help="ddim, ddpm, dpmpp_2m or heun (default: the model's)")
     parser.add_argument(
         "--spacing", help="of the noise levels: leading, trailing, karras or log_snr (default: the model's)"
@@ -102,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
         "num_steps": options.steps,
         "eta": options.eta,
         "guidance": options.guidance,
+        "guidance_interval": options.guidance_interval,
         "sampler": options.sampler,
         "spacing": options.spacing,
     }

@@ -164,6 +164,7 @@ def _drawn_by(model: Model | GanModel, sampling: Sampling) -> dict[str, Any]:
         "Steps": sampling.num_steps,
         "Eta": sampling.eta,
         "Guidance": sampling.guidance,
+        "GuidanceInterval": list(sampling.guidance_interval),
     }
 
 

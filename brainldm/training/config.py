@@ -115,6 +115,7 @@ def mesh_config() -> ml_collections.ConfigDict:
 def autoencoder_config() -> ml_collections.ConfigDict:
     """Stage one: AutoencoderKL trained with L1 + KL + perceptual + patch-adversarial loss."""
     config = _common("autoencoder")
+    config.every.fidelity = 1000  # similarity, sharpness and ventricles of some held-out reconstructions
 
     config.model = model = ml_collections.ConfigDict()
     model.architecture = "kl"  # "kl": the paper's; "space_to_depth": every level halves the sides, see docs/models.md
@@ -205,6 +206,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
     sampling.num_steps = 50
     sampling.eta = 0.0  # 0: deterministic DDIM, 1: ancestral
     sampling.guidance = 1.0  # of the conditions; 1: none
+    sampling.guidance_interval = (0.0, 1.0)  # noise levels, 0 clean and 1 pure noise, at which there is guidance
     sampling.sampler = "ddim"  # "ddim", "ddpm", "dpmpp_2m" (DPM-Solver++(2M)) or "heun"
     sampling.spacing = "leading"  # of the noise levels: "leading", "trailing", "karras" or "log_snr"
     return config.lock()

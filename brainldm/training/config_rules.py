@@ -159,6 +159,7 @@ _GROUP_NORM = {"model.norm_num_groups": _whole(1), "model.norm_eps": _RATE}
 
 _AUTOENCODER = {
     **_GROUP_NORM,
+    "every.fidelity": _COUNT,
     "model.architecture": _one_of(*AUTOENCODERS),
     "model.num_res_blocks": _BLOCKS,
     "model.latent_channels": _whole(1),
@@ -204,6 +205,10 @@ _DIFFUSION = {
     "sampling.num_steps": _whole(1),
     "sampling.eta": _FRACTION,
     "sampling.guidance": _number(0),
+    "sampling.guidance_interval": Rule(
+        "a pair of noise levels from 0 to 1, the lower one first",
+        lambda v: _list_of(_FRACTION).allows(v) and _rises(v),
+    ),
 }
 
 _GAN = {

@@ -14,13 +14,17 @@ from jax.sharding import Mesh
 from brainldm.data.codec import Codec
 from brainldm.data.pipeline import VolumeSource
 from brainldm.models.build import autoencoder_halvings
+from brainldm.parallel.distributed import is_primary
 from brainldm.parallel.mesh import VOLUMES, check_volume, process_shard, replicated, shard_batch
 from brainldm.parallel.sharding import abstract_like
 from brainldm.reports.mosaics import mosaic
+from brainldm.runtime.console import log
 from brainldm.training import autoencoder
+from brainldm.training.fidelity import SCANS, fidelity, nearer_than_a_rescan
 from brainldm.training.inputs import padded_batches
 from brainldm.training.stage import IMAGES, Eval, EvalResult, LatentStage, Program, array_shape, whole_batches
 from brainldm.training.stage_volumes import VolumeStage
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.perceptual import load_perceptual, perceptual_distance_of, perceptual_shapes
 
 
@@ -39,6 +43,7 @@ class AutoencoderStage(VolumeStage, LatentStage):
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
         super().__init__(config, mesh)
         perceptual = perceptual_distance_of(config.loss.perceptual, config.loss.perceptual_ratio)
+        self._said_near = False
         self._init, self._train_step, self._reconstruct = autoencoder.build(config, perceptual, self.sharding)
 
     def check(self) -> None:
@@ -69,6 +74,7 @@ class AutoencoderStage(VolumeStage, LatentStage):
         every = self.config.every
         return {
             "validation": Eval(every.validate, partial(self.validate, validation)),
+            "fidelity": Eval(every.fidelity, partial(self.fidelity, validation)),
             "images": Eval(every.images, partial(self.reconstructions, validation)),
         }
 
@@ -83,6 +89,27 @@ class AutoencoderStage(VolumeStage, LatentStage):
         l1, kl = np.mean(found["l1"]), np.mean(found["kl"])
         loss = l1 + self.config.loss.kl_weight * kl
         return EvalResult({"loss": loss, "l1": l1, "kl": kl, "psnr": float(np.mean(-10 * np.log10(found["mse"])))})
+
+    def fidelity(self, source: VolumeSource, state: Any) -> EvalResult:
+        """Similarity, sharpness and ventricles of some held-out reconstructions beside the scans.
+
+        Says once when they are nearer to the scans than a second scan would be.
+        """
+        images, outputs = [], []
+        rows, shard = whole_batches(IMAGES, self.mesh), process_shard(self.mesh)
+        for batch, real in padded_batches(source, rows, self.config.data.threads, shard):
+            image, output = map(np.asarray, self._pairs(state.params, shard_batch(batch["image"], self.mesh)))
+            images.extend(image[: min(real, SCANS - len(images))])
+            outputs.extend(output[: min(real, SCANS - len(outputs))])
+            if len(images) >= SCANS:
+                break
+        spacing = self.config.data.spacing_mm
+        figures = fidelity(images, outputs, training_grid(spacing))
+        near = nearer_than_a_rescan(figures, spacing)
+        if near and not self._said_near and is_primary():
+            log(near)
+        self._said_near = self._said_near or bool(near)
+        return EvalResult(figures)
 
     def reconstructions(self, source: VolumeSource, state: Any) -> EvalResult:
         """Some held-out scans beside their reconstructions."""
