@@ -24,6 +24,7 @@ def get_config(arg: str = ""):
     config.model.dtype = "bfloat16"
     config.loss.prior_weight = 1e-4
     config.loss.reconstruction_weight = 1.0
+    config.loss.discriminator_rest = 1.0
     config.optimizer.learning_rate = 2e-4
     config.optimizer.discriminator_learning_rate = 2e-4
     config.optimizer.beta1 = 0.5

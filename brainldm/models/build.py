@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.models.brain_age import BrainAgeNet
 from brainldm.models.discriminator import PatchDiscriminator
 from brainldm.models.layers import conv_route
 from brainldm.models.space_to_depth import SpaceToDepthAutoencoder
@@ -24,6 +25,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "discriminator": PatchDiscriminator,
     "generator": VolumeGenerator,
     "critic": VolumeCritic,
+    "brain_age": BrainAgeNet,
 }
 
 DTYPES = ("float32", "bfloat16")

@@ -147,8 +147,6 @@ _COMMON = {
     "watchdog_seconds": _number(0),
     "heartbeat_seconds": _number(0),
     "model.channels": _list_of(_whole(1), 1),
-    "model.norm_num_groups": _whole(1),
-    "model.norm_eps": _RATE,
     "model.dtype": _one_of("bfloat16", "float32"),
     "model.remat": _REMAT,
     "optimizer.learning_rate": _number(0),
@@ -157,7 +155,10 @@ _COMMON = {
     "optimizer.gradient_clip": _number(0, above=True),
 }
 
+_GROUP_NORM = {"model.norm_num_groups": _whole(1), "model.norm_eps": _RATE}
+
 _AUTOENCODER = {
+    **_GROUP_NORM,
     "every.fidelity": _COUNT,
     "model.architecture": _one_of(*AUTOENCODERS),
     "model.num_res_blocks": _BLOCKS,
@@ -175,6 +176,7 @@ _AUTOENCODER = {
 }
 
 _DIFFUSION = {
+    **_GROUP_NORM,
     "model.num_res_blocks": _whole(1, 100),
     "autoencoder": _TEXT,
     "latents.path": _TEXT,
@@ -211,19 +213,27 @@ _DIFFUSION = {
 }
 
 _GAN = {
+    **_GROUP_NORM,
     "model.latent_size": _whole(1),
     "discriminator.channels": _list_of(_whole(1), 1),
     "optimizer.discriminator_learning_rate": _number(0),
     "optimizer.beta1": _NOT_ALL,
 }
 
-_VAE_GAN = {"loss.prior_weight": _number(0), "loss.reconstruction_weight": _number(0)}
+_VAE_GAN = {
+    "loss.prior_weight": _number(0),
+    "loss.reconstruction_weight": _number(0),
+    "loss.discriminator_rest": _number(0),
+}
+
+_BRAIN_AGE = {"optimizer.weight_decay": _number(0)}
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "autoencoder": {**_COMMON, **_AUTOENCODER},
     "diffusion": {**_COMMON, **_DIFFUSION},
     "lsgan": {**_COMMON, **_GAN},
     "vae_gan": {**_COMMON, **_GAN, **_VAE_GAN},
+    "brain_age": {**_COMMON, **_BRAIN_AGE},
 }
 """By stage and key. Keys without a rule (loss.perceptual, mesh.rules, the sampler) are checked where they are used."""
 
@@ -240,6 +250,8 @@ def check_values(stage: str, values: Mapping[str, Any]) -> None:
         _check_diffusion(values)
     elif stage == "autoencoder":
         _check_autoencoder(values)
+    elif stage == "brain_age":
+        _check_brain_age(values)
     else:
         _check_gan(values)
 
@@ -250,7 +262,7 @@ def _nearest(rule: Rule, value: Any) -> str:
 
 
 def _check_model(values: Mapping[str, Any]) -> None:
-    groups = values["model.norm_num_groups"]
+    groups = values.get("model.norm_num_groups", 1)
     odd = [width for width in values["model.channels"] if width % groups]
     if odd:
         raise UserError(f"config.model.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
@@ -271,6 +283,20 @@ def _check_autoencoder(values: Mapping[str, Any]) -> None:
     if len(blocks) != levels:
         raise UserError(
             f"config.model.num_res_blocks is {blocks!r}; one value for each of the {levels} channels is wanted."
+        )
+
+
+def _check_brain_age(values: Mapping[str, Any]) -> None:
+    if tuple(values["covariates.names"]) != ("age",) or values["covariates.extra"]:
+        raise UserError(
+            "config.covariates names other conditions than age; the brain-age network learns age alone. Leave "
+            "config.covariates.names at ('age',) and config.covariates.extra empty."
+        )
+    blocks, least = len(values["model.channels"]), min(training_grid(values["data.spacing_mm"]).shape)
+    if least < 2**blocks:
+        raise UserError(
+            f"config.model.channels has {blocks} blocks, which leave nothing of {least} voxels at "
+            f"{values['data.spacing_mm']} mm; at most {least.bit_length() - 1} are wanted."
         )
 
 

@@ -88,7 +88,8 @@ def rows(values: jax.Array) -> jax.Array:
 def build(config: ml_collections.ConfigDict, loss: Callable, sharding: Sharding | None = None) -> Functions:
     """The functions of a baseline; `loss(config, networks, sharding)` gives its Loss.
 
-    All networks take one optimizer step per batch, each by gradients at the parameters from before the step.
+    All networks take one optimizer step per batch, each by gradients at the parameters from before the step. The
+    discriminator of a config with `loss.discriminator_rest` takes none where its loss is below that.
     """
     sharding = sharding or Sharding(config.mesh)
     nets = networks_of(config, sharding.num_devices)
@@ -99,6 +100,7 @@ def build(config: ml_collections.ConfigDict, loss: Callable, sharding: Sharding 
     discriminator_optimizer = make_optimizer(rates.discriminator_learning_rate, **options)
     learning_rate = learning_rate_schedule(rates.learning_rate, **timing)
     gradients_of, terms = loss(config, nets, sharding)
+    rest = config.get("loss", {}).get("discriminator_rest", 0.0)
 
     def init(key: jax.Array) -> GanState:
         keys = jax.random.split(key, 3)
@@ -128,6 +130,12 @@ def build(config: ml_collections.ConfigDict, loss: Callable, sharding: Sharding 
         disc_updates, disc_opt_state = discriminator_optimizer.update(
             disc_gradients, state.discriminator_opt_state, state.discriminator
         )
+        learnt = (optax.apply_updates(state.discriminator, disc_updates), disc_opt_state)
+        if rest:
+            trained = metrics["discriminator"] >= rest
+            before = (state.discriminator, state.discriminator_opt_state)
+            learnt = jax.tree.map(lambda new, old: jnp.where(trained, new, old), learnt, before)
+            metrics["discriminator_trained"] = trained.astype(jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["update_norm"] = optax.tree.norm(updates)
         metrics["learning_rate"] = learning_rate(state.step)
@@ -135,8 +143,8 @@ def build(config: ml_collections.ConfigDict, loss: Callable, sharding: Sharding 
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
-            discriminator=optax.apply_updates(state.discriminator, disc_updates),
-            discriminator_opt_state=disc_opt_state,
+            discriminator=learnt[0],
+            discriminator_opt_state=learnt[1],
         ), metrics
 
     def whole_terms(state: GanState, image: jax.Array, z: jax.Array) -> Metrics:

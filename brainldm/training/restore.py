@@ -14,7 +14,7 @@ import numpy as np
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
-from brainldm.training import autoencoder, diffusion, gan, vae_gan
+from brainldm.training import autoencoder, brain_age, diffusion, gan, vae_gan
 from brainldm.training.checkpoints import Checkpoints
 from brainldm.training.config import autoencoder_config, running_config, validate
 from brainldm.weights.model_folder import load_model
@@ -105,6 +105,7 @@ _STATE_SHAPES = {
     "autoencoder": autoencoder.state_shapes,
     "lsgan": partial(gan.state_shapes, loss=gan.least_squares),
     "vae_gan": partial(gan.state_shapes, loss=vae_gan.losses),
+    "brain_age": brain_age.state_shapes,
 }
 
 

@@ -37,6 +37,16 @@ class GanState:
 
 
 @flax.struct.dataclass
+class BrainAgeState:
+    """State of the brain-age network."""
+
+    step: jax.Array  # int32, steps done
+    params: Tree
+    batch_stats: Tree
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
 class DiffusionState:
     """State of stage two. `ema` is the moving average of `params` that samples are drawn with."""
 

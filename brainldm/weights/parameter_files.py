@@ -28,11 +28,12 @@ from brainldm.runtime.lock import new_folder
 FORMAT_VERSION = 1
 SPEC, CARD = "model.json", "README.md"
 
-LATENT_DIFFUSION = "latent_diffusion"
+LATENT_DIFFUSION, BRAIN_AGE = "latent_diffusion", "brain_age"
 KINDS = {
     LATENT_DIFFUSION: "a latent diffusion model",
     "lsgan": "an LSGAN, our baseline",
     "vae_gan": "a VAE-GAN, our baseline",
+    BRAIN_AGE: "a brain-age network",
 }
 """Kinds of models, in words."""
 

@@ -12,7 +12,7 @@ from brainldm.population.population import write_population
 from brainldm.runtime.errors import UserError
 from brainldm.training import loop, restore
 from brainldm.training.config import CONFIGS, validate
-from brainldm.training.export_baselines import export_baseline
+from brainldm.training.export_alone import export_alone
 from brainldm.training.flags import load_config
 from brainldm.training.metrics import read_metrics
 from brainldm.weights.gan_folder import load_generator
@@ -41,7 +41,7 @@ def runs(people, tmp_path_factory):
             workdir = root / stage
             loop.train(load_config(f"{stage}:tiny", {"data.path": str(people)}), workdir)
             made[stage] = workdir, root / f"{stage}_model"
-            export_baseline(*made[stage])
+            export_alone(*made[stage])
         return made[stage]
 
     return run

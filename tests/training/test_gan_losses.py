@@ -4,11 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from brainldm.parallel.sharding import Sharding
 from brainldm.training import gan, vae_gan
 from brainldm.training.config import CONFIGS
+from brainldm.training.optimizer import make_optimizer
 from brainldm.training.state import GanState
 
 SIZE = 3
@@ -132,3 +134,28 @@ def test_the_divergence_from_the_prior_is_zero_at_the_prior_and_grows_away_from_
     assert float(vae_gan.divergence(jnp.full((1, 5), 2.0), jnp.zeros((1, 5)))[0]) == pytest.approx(10)
     half = vae_gan.divergence(jnp.zeros((1, 1)), jnp.full((1, 1), np.log(0.25)))
     assert float(half[0]) == pytest.approx(0.5 * (0.25 - 1 + np.log(4)))
+
+
+def test_a_discriminator_that_wins_is_not_trained(image, monkeypatch):
+    def step(rest):
+        config = CONFIGS["vae_gan"]().unlock()
+        config.model.latent_size, config.discriminator.channels = SIZE, (4, 4)
+        config.loss.discriminator_rest = rest
+        nets, _, state = loss_and_state("vae_gan", image)
+        monkeypatch.setattr(gan, "networks_of", lambda config, num_devices: nets)
+        functions = gan.build(config, vae_gan.losses)
+        tx = make_optimizer(config.optimizer.learning_rate, num_steps=1, gradient_clip=1.0, beta1=0.5)
+        state = state.replace(opt_state=tx.init(state.params), discriminator_opt_state=tx.init(state.discriminator))
+        after, metrics = functions.train_step(state, {"image": image}, None)
+        pairs = zip(*(jax.tree.leaves(s.discriminator) for s in (state, after)), strict=True)
+        moved = any(np.abs(a - b).max() > 0 for a, b in pairs)
+        count = int(
+            optax.tree.get(after.discriminator_opt_state, "count", filtering=lambda path, _: "Adam" in str(path))
+        )
+        generator = zip(*(jax.tree.leaves(s.params) for s in (state, after)), strict=True)
+        return moved, count, any(np.abs(a - b).max() > 0 for a, b in generator), metrics
+
+    assert step(0.0)[:3] == (True, 1, True) and "discriminator_trained" not in step(0.0)[3]
+    assert step(0.1)[:3] == (True, 1, True)
+    moved, count, others, metrics = step(100.0)
+    assert (moved, count, others, float(metrics["discriminator_trained"])) == (False, 0, True, 0.0)
