@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Flags of `generate` that name one condition each, with the column they fill.
 _CONDITION_FLAGS = {"age": "age", "sex": "sex", "ventricles-ml": "ventricles_ml", "brain-ml": "brain_ml"}
 
+_LEFT_OUT = "left out: drawn from what the model saw, or free where the model learnt to go without (covariate_dropout)"
+
 MOST = 1_000_000
 """Brains that one run makes at most."""
 
@@ -34,7 +36,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
     parser.add_argument("--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions")
     for flag in _CONDITION_FLAGS:
-        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help="left out: drawn from what the model saw")
+        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help=_LEFT_OUT)
     parser.add_argument(
         "--condition",
         action="append",
@@ -123,10 +125,11 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         extrapolate=options.extrapolate,
     )
+    subset = model.spec.takes_subsets
     if options.participants:
-        rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
+        rows = read_conditions(options.participants, model.spec.covariates, subset)[: options.n]
     else:
-        rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
+        rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named, subset)
     if said := generation_advice(model.spec, options.batch_size, device_memory()):
         log(said)
     generate(model, options.out, rows, settings)

@@ -82,7 +82,7 @@ def generate(
     Sample k is drawn with the key folded from (settings.seed, k). `note` ends the dataset's README. Raises UserError
     when `out` holds something, or for conditions outside the model's ranges.
     """
-    flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
+    flags = check_conditions(rows, model.spec.covariates, settings.extrapolate, model.spec.takes_subsets)
     with new_folder(out) as out:
         _generate(model, out, rows, settings, flags, note)
 
@@ -217,6 +217,7 @@ def _write_tables(
         extra={
             "Synthetic": True,
             "Conditional": bool(columns),
+            **({"ConditionsLeftOut": True} if any(len(row) < len(model.spec.covariates) for row in rows) else {}),
             "ModelSHA256": model.sha256,
             "TrainedOn": model.spec.provenance.get("dataset", "unknown"),
             "EmbeddedPopulation": bool(model.spec.provenance.get("embedded_population", False)),
