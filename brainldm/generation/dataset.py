@@ -217,6 +217,7 @@ def _write_tables(
         extra={
             "Synthetic": True,
             "Conditional": bool(columns),
+            "ModelKind": kind,
             **({"ConditionsLeftOut": True} if any(len(row) < len(model.spec.covariates) for row in rows) else {}),
             "ModelSHA256": model.sha256,
             "TrainedOn": model.spec.provenance.get("dataset", "unknown"),
