@@ -9,10 +9,10 @@ import pytest
 
 from brainldm.cli import main
 from brainldm.population.population import write_population
+from brainldm.release.export_alone import export_alone
 from brainldm.runtime.errors import UserError
 from brainldm.training import loop, restore
 from brainldm.training.config import CONFIGS, validate
-from brainldm.training.export_alone import export_alone
 from brainldm.training.flags import load_config
 from brainldm.training.metrics import read_metrics
 from brainldm.weights.gan_folder import load_generator
