@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from brainldm.commands.arguments import add_shard, positive, shard_of
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.shards import WHOLE
 
 if TYPE_CHECKING:
     from brainldm.evaluation.measures.backend import Backend
@@ -25,7 +27,9 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "generate",
         run,
         "draw brains with a model and write them as a BIDS dataset",
-        "brainldm generate ./model ./synthetic --n 8 --age 60:75 --sex F --ventricles-ml 40",
+        "brainldm generate ./model ./synthetic --n 8 --age 60:75 --sex F --ventricles-ml 40\n"
+        "         brainldm generate ./model ./many --n 100000 --shards 40   (an array of 40 tasks; then finalize)\n\n"
+        "The same command again goes on where it was stopped, and draws anew what is missing or damaged.",
     )
     parser.add_argument("model", metavar="MODEL", help="model folder")
     parser.add_argument("out", metavar="OUT", help="folder to make")
@@ -61,7 +65,14 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--label-weights", metavar="FILE", help="of SynthSeg or MeshNet, for --labels (as `measure --weights` takes)"
     )
-    parser.set_defaults(makes="out")
+    add_shard(parser, "brain")
+    parser.add_argument(
+        "--chunk-size", type=positive, metavar="K", help="brains that shards take in turn (default: the batch size)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="going on, compare every file's SHA-256 with its record, not its length"
+    )
+    parser.set_defaults(resumes=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -74,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.runtime.console import log
     from brainldm.weights.model_folder import load_model
 
+    shard = shard_of(options)
     refuse_silent_cpu()
     keep_programs()
     named = {
@@ -94,6 +106,8 @@ def run(options: argparse.Namespace) -> None:
             f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, make datasets with different "
             "seeds."
         )
+    if options.labels and shard != WHOLE:
+        raise UserError("--labels are made of a whole dataset. Leave them out, and measure --labels the finished one.")
     if options.label_weights and not options.labels:
         raise UserError("--label-weights are of label maps, which are not asked for. Add --labels, or leave them out.")
     backend = open_backend(None, options.label_weights) if options.labels else None
@@ -111,6 +125,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         batch_size=options.batch_size,
         extrapolate=options.extrapolate,
+        chunk_size=options.chunk_size,
     )
     if options.participants:
         rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
@@ -118,7 +133,9 @@ def run(options: argparse.Namespace) -> None:
         rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
     if said := generation_advice(model.spec, options.batch_size, device_memory()):
         log(said)
-    generate(model, options.out, rows, settings)
+    generate(model, options.out, rows, settings, shard=shard, verify=options.verify)
+    if shard != WHOLE:
+        log(f"Share {shard[0]} of {shard[1]} is done. After the last one: brainldm finalize {options.out}")
     if backend is not None:
         _write_labels(options.out, backend)
 

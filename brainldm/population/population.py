@@ -29,6 +29,8 @@ from brainldm.volumes import nifti
 from brainldm.volumes.grids import SPACE, Grid
 from brainldm.volumes.template import COPYRIGHT_NOTICE
 
+_DESCRIPTION = "brainldm embedded population: deformed template, no real person"
+
 _VOLUME_TOLERANCE = 0.025
 """A ventricular volume farther from the asked one (relative) is corrected."""
 
@@ -159,6 +161,7 @@ def write_population(
                 "Description": f"embedded population, seed {seed}, {spacing_mm:g} mm",
             },
             extra={"EmbeddedPopulation": True},
+            sidecar={"Description": _DESCRIPTION, "SkullStripped": True, "SpatialReference": SPACE},
             readme=_README.format(n=n, spacing=spacing_mm, seed=seed, notice=COPYRIGHT_NOTICE),
         )
 
@@ -187,7 +190,7 @@ def _write_person(population: Population, out: Path, seed: int, index: int) -> d
         bids.image_path(out, subject.participant_id, SPACE),
         subject.image,
         population.grid.affine,
-        description="brainldm embedded population: deformed template, no real person",
+        description=_DESCRIPTION,
     )
     return {"participant_id": subject.participant_id, **subject.covariates}
 

@@ -14,7 +14,8 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.generation import dataset
 from brainldm.generation import sampler as sampler_module
 from brainldm.generation.conditions import check_conditions, draw_conditions, read_conditions
-from brainldm.generation.dataset import MANIFEST, Settings, generate
+from brainldm.generation.dataset import Settings, generate
+from brainldm.generation.manifest import read_manifests
 from brainldm.generation.sampler import make_sampler, reconstruct, sample_keys, sweep
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.nifti import read_volume
@@ -150,7 +151,7 @@ def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
     settings = Settings(Sampling(2), seed=3, batch_size=2, extrapolate=True)
     generate(model, tmp_path / "a", rows, settings)
     generate(model, tmp_path / "b", rows, settings)
-    entries = [json.loads(line) for line in (tmp_path / "a" / MANIFEST).read_text().splitlines()]
+    entries = list(read_manifests(tmp_path / "a"))
     assert [e["conditions"] for e in entries] == rows
     for entry in entries:
         content = (tmp_path / "a" / entry["file"]).read_bytes()
@@ -167,10 +168,9 @@ def test_a_brain_is_the_same_however_many_are_drawn_with_it(model, tmp_path):
     for count in (1, 5):
         settings = Settings(Sampling(2), seed=3, batch_size=4, extrapolate=True)
         generate(model, tmp_path / str(count), [ROW] * count, settings)
-    image = "sub-0001/anat/sub-0001_T1w"
-    for end in (".nii.gz", ".json"):
-        assert (tmp_path / "1" / f"{image}{end}").read_bytes() == (tmp_path / "5" / f"{image}{end}").read_bytes()
-    assert json.loads((tmp_path / "1" / f"{image}.json").read_text())["BatchSize"] == 4
+    image = "sub-0001/anat/sub-0001_space-MNI152NLin2009aSym_T1w.nii.gz"
+    assert (tmp_path / "1" / image).read_bytes() == (tmp_path / "5" / image).read_bytes()
+    assert json.loads((tmp_path / "1/T1w.json").read_text())["BatchSize"] == 4
 
 
 def read_bytes_of_header(path):
@@ -185,8 +185,7 @@ def test_conditions_outside_the_range_need_to_be_asked_for(model, tmp_path):
         generate(model, tmp_path / "a", [row], Settings(Sampling(2)))
     assert not (tmp_path / "a").exists()
     generate(model, tmp_path / "a", [row], Settings(Sampling(2), extrapolate=True))
-    sidecar = json.loads((tmp_path / "a/sub-0001/anat/sub-0001_T1w.json").read_text())
-    assert sidecar["Extrapolated"] is True
+    assert next(read_manifests(tmp_path / "a"))["extrapolated"] is True
     assert "\ttrue\n" in (tmp_path / "a/participants.tsv").read_text()
 
 
