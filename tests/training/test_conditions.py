@@ -76,7 +76,8 @@ def model(demo_run, data, tmp_path_factory, repository):
         f"--config.autoencoder={demo_run / 'autoencoder'}",
         f"--config.covariates.extra={EXTRA!r}",
         "--config.data.max_excluded=0.2",
-        "--config.num_steps=1",
+        *("--config.model.channels=(8,)", "--config.model.attention_levels=(True,)"),
+        *("--config.model.num_head_channels=(8,)", "--config.num_steps=1"),
         "--config.every.images=0",
     ]
     assert main(arguments) == 0
