@@ -12,7 +12,9 @@ from brainldm.runtime.errors import UserError
 from brainldm.runtime.shards import WHOLE
 
 if TYPE_CHECKING:
+    from brainldm.datasets.demography import Demography
     from brainldm.evaluation.measures.backend import Backend
+    from brainldm.weights.model_folder import ModelSpec
 
 # Flags of `generate` that name one condition each, with the column they fill.
 _CONDITION_FLAGS = {"age": "age", "sex": "sex", "ventricles-ml": "ventricles_ml", "brain-ml": "brain_ml"}
@@ -37,13 +39,31 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
     parser.add_argument("--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions")
     for flag in _CONDITION_FLAGS:
-        parser.add_argument(f"--{flag}", metavar="VALUE|LOW:HIGH", help="left out: drawn from what the model saw")
+        parser.add_argument(
+            f"--{flag}", metavar="VALUE|LOW:HIGH", help="left out: as the people it was trained on have it"
+        )
     parser.add_argument(
         "--condition",
         action="append",
         default=[],
         metavar="NAME=VALUE|LOW:HIGH",
         help="any other condition of the model, by its name; can be given several times",
+    )
+    parser.add_argument(
+        "--uniform",
+        action="store_true",
+        help="draw each condition by itself and evenly, not as those that the model was trained on have them together",
+    )
+    parser.add_argument(
+        "--population",
+        metavar="FILE.json",
+        help='other people than the model\'s, as {"age": [60, 80], "sex": {"F": 0.6, "M": 0.4}}: a number by its range '
+        "or its evenly spaced quantiles, levels by their shares",
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="NAME=LOW:HIGH:COUNT|NAME=A|B",
+        help="draw every brain COUNT times, noise and all else as they are",
     )
     parser.add_argument("--extrapolate", action="store_true", help="allow conditions that the model never saw")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
@@ -77,7 +97,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from brainldm.evaluation.measures.backends import open_backend
-    from brainldm.generation.conditions import draw_conditions, read_conditions
+    from brainldm.generation.conditions import draw_conditions, percentiles, read_conditions, sweep_conditions
     from brainldm.generation.dataset import Settings, generate
     from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.planning.advice import device_memory, generation_advice
@@ -99,8 +119,11 @@ def run(options: argparse.Namespace) -> None:
             why = "is given twice" if equals and name in named else "is no NAME=VALUE or NAME=LOW:HIGH"
             raise UserError(f"--condition {text}: {why}. Example: --condition age=60:75.")
         named[name] = value
-    if options.participants and named:
-        raise UserError("--participants and single conditions exclude each other. Put the conditions into the table.")
+    if options.participants and (named or options.uniform or options.population):
+        raise UserError(
+            "--participants and single conditions, --uniform or --population exclude each other. Put the conditions "
+            "into the table."
+        )
     if options.n is not None and not 1 <= options.n <= MOST:
         raise UserError(
             f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, make datasets with different "
@@ -127,10 +150,19 @@ def run(options: argparse.Namespace) -> None:
         extrapolate=options.extrapolate,
         chunk_size=options.chunk_size,
     )
+    covariates = model.spec.covariates
     if options.participants:
-        rows = read_conditions(options.participants, model.spec.covariates)[: options.n]
+        rows = read_conditions(options.participants, covariates)[: options.n]
     else:
-        rows = draw_conditions(model.spec.covariates, options.n or 1, options.seed, named)
+        demography = _demography(options, model.spec)
+        rows = draw_conditions(covariates, options.n or 1, options.seed, named, demography)
+        if demography is not None:
+            for line in percentiles(covariates, demography, named):
+                log(line)
+    if options.sweep:
+        alone = len(rows)
+        rows = sweep_conditions(covariates, options.sweep, rows)
+        settings = dataclasses.replace(settings, repeat=len(rows) // alone)
     if said := generation_advice(model.spec, options.batch_size, device_memory()):
         log(said)
     generate(model, options.out, rows, settings, shard=shard, verify=options.verify)
@@ -138,6 +170,28 @@ def run(options: argparse.Namespace) -> None:
         log(f"Share {shard[0]} of {shard[1]} is done. After the last one: brainldm finalize {options.out}")
     if backend is not None:
         _write_labels(options.out, backend)
+
+
+def _demography(options: argparse.Namespace, spec: ModelSpec) -> Demography | None:
+    """Whose conditions are drawn. Raises UserError where that cannot be known."""
+    from brainldm.runtime.files import read_json
+
+    if options.uniform and options.population:
+        raise UserError("--uniform and --population exclude each other. Leave one out.")
+    if options.population is None:
+        return None if options.uniform else spec.demography
+    if spec.demography is None:
+        raise UserError(
+            "--population: the model does not say what goes with what among the people that it was trained on. Export "
+            "it again from its work dirs, or give a table with --participants."
+        )
+    marginals = read_json(options.population)
+    if not isinstance(marginals, dict):
+        raise UserError(f"{options.population}: names of conditions are wanted, with a range or shares each.")
+    try:
+        return spec.demography.with_marginals(marginals, spec.covariates)
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{options.population}: {error}") from error
 
 
 def _write_labels(out: str, backend: Backend) -> None:

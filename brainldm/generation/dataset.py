@@ -60,6 +60,7 @@ class Settings:
 
     extrapolate: allow conditions outside what the model was trained on.
     chunk_size: brains that shards take in turn (None: a batch).
+    repeat: consecutive brains that share their noise, as those of a sweep.
     """
 
     sampling: Sampling = Sampling()
@@ -67,11 +68,13 @@ class Settings:
     batch_size: int = 4
     extrapolate: bool = False
     chunk_size: int | None = None
+    repeat: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UserError(f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1.")
-        for name, value in (("batch size", self.batch_size), ("chunk size", self.chunk_size or 1)):
+        counts = {"batch size": self.batch_size, "chunk size": self.chunk_size or 1, "repeat": self.repeat}
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"The {name} is {value!r}; it must be a whole number from 1 on.")
 
@@ -87,10 +90,10 @@ def generate(
 ) -> None:
     """Draw one brain per row of conditions and write them as a BIDS dataset in `out`, from where it stopped before.
 
-    Sample k is drawn with the key folded from (settings.seed, k). A brain that the manifest has, and whose file has
-    the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from 1, does its
-    share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run for the
-    whole ends with that. `note` ends the dataset's README.
+    Sample k is drawn with the key folded from (settings.seed, k // settings.repeat). A brain that the manifest has, and
+    whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from 1,
+    does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run for
+    the whole ends with that. `note` ends the dataset's README.
 
     Raises UserError when `out` holds something else, was begun as another dataset, or another run of the same shard is
     at work in it, and for conditions outside the model's ranges; Stopped after SIGTERM or Ctrl-C and on a full disk,
@@ -152,6 +155,7 @@ def _job(model: Model, rows: Sequence[Row], settings: Settings, note: str, shard
         conditions_sha256=conditions_sha256(rows),
         shards=shards,
         chunk_size=settings.chunk_size or settings.batch_size,
+        repeat=settings.repeat,
         about={
             "columns": columns,
             "note": note,
@@ -239,7 +243,7 @@ def _draw(
         try:
             for start in range(0, len(todo), size):
                 indices = np.array(todo[start : start + size])
-                volumes = sample(run.job.seed, indices, conditions[indices])
+                volumes = sample(run.job.seed, indices // run.job.repeat, conditions[indices])
                 waiting.append(
                     [
                         pool.submit(

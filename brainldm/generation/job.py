@@ -30,7 +30,7 @@ class Job:
 
     `conditions_sha256` is of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size`
     brains each. `about` is what the dataset's files say besides: descriptions of the columns, the model's origin.
-    `begun` is a date, YYYY-MM-DD.
+    `repeat` consecutive brains share their noise, as those of a sweep do. `begun` is a date, YYYY-MM-DD.
     """
 
     model_sha256: str
@@ -42,6 +42,7 @@ class Job:
     shards: int
     chunk_size: int
     about: dict[str, Any]
+    repeat: int = 1
     version: str = __version__
     begun: str = ""
 
@@ -116,6 +117,7 @@ _WORDS = {
     "shards": "shards",
     "chunk_size": "chunk size",
     "about": "note or columns",
+    "repeat": "brains with the same noise",
     "version": "version of brainldm",
     "begun": "begun",
 }

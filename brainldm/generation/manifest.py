@@ -18,9 +18,9 @@ from brainldm.runtime.files import file_sha256, read_json, write_atomically
 from brainldm.runtime.shards import Shard
 
 Entry = Mapping[str, Any]
-"""A line: id, index, seed, batch_size, conditions, extrapolated, file, bytes, sha256, mean, p99, model_sha256.
+"""A line: id, index, seed, noise, batch_size, conditions, extrapolated, file, bytes, sha256, mean, p99, model_sha256.
 
-`mean` and `p99` (99th percentile) are of the intensities, 0 to 1.
+`noise` is the number that the key is folded from; `mean` and `p99` (99th percentile) are of the intensities, 0 to 1.
 """
 _LOOKING = 4
 """Threads that look at files."""

@@ -49,7 +49,7 @@ def regenerate(model: Model, out: str | os.PathLike, subject: str, to: str | os.
         raise UserError(f"{out}: no manifest of it has {subject}. Its brains are {job.subject_id(0)} and on.")
     sample = make_sampler(model, job.sampling, batch_size=job.batch_size)
     conditions = model.spec.covariates.encode([entry["conditions"]])
-    volume = sample(job.seed, np.array([entry["index"]]), conditions)[0]
+    volume = sample(job.seed, np.array([entry["index"] // job.repeat]), conditions)[0]
     affine = model.spec.grid.affine
     content = image_bytes(job, volume, affine)
     if to is not None:

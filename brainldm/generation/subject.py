@@ -50,6 +50,7 @@ def write_subject(
         "id": job.subject_id(index),
         "index": index,
         "seed": job.seed,
+        "noise": index // job.repeat,
         "batch_size": job.batch_size,
         "conditions": dict(conditions),
         "extrapolated": extrapolated,

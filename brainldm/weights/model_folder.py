@@ -1,6 +1,7 @@
 """The released form of a model: a folder of JSON and safetensors, never code or pickles.
 
-model.json                 architectures, schedule, prediction, latent scale, image grid, conditions, provenance
+model.json                 architectures, schedule, prediction, latent scale, image grid, conditions and whose they
+                           were, provenance
 autoencoder.safetensors    parameters, names are paths in the parameter tree joined by "/"
 unet.safetensors
 SHA256SUMS                 of the three files above and README.md
@@ -24,6 +25,7 @@ import safetensors.numpy
 
 from brainldm import __version__
 from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.demography import Demography
 from brainldm.diffusion.sampling import Sampling
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
@@ -47,7 +49,7 @@ class ModelSpec:
     """Everything about a model but its weights; what model.json holds.
 
     `autoencoder` and `unet` are constructor arguments (dtype by name), `schedule` those of make_schedule,
-    `sampling` how samples are drawn by default.
+    `sampling` how samples are drawn by default, `demography` whose conditions it was trained on (None: not known).
     """
 
     autoencoder: dict[str, Any]
@@ -59,6 +61,7 @@ class ModelSpec:
     grid: Grid
     covariates: Covariates
     provenance: dict[str, Any]
+    demography: Demography | None = None
 
     def make_autoencoder(self, num_devices: int = 1) -> AutoencoderKL:
         """The Linen module, for programs whose arrays are sharded over `num_devices`."""
@@ -89,20 +92,23 @@ class ModelSpec:
             "image": {"shape": self.grid.shape, "affine": self.grid.affine.tolist(), "orientation": "RAS"},
             "covariates": self.covariates.to_json(),
             "provenance": self.provenance,
+            **({} if self.demography is None else {"demography": self.demography.to_json()}),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
         """The reverse of `to_json`."""
+        covariates, demography = Covariates.from_json(content["covariates"]), content.get("demography")
         grid = Grid(tuple(content["image"]["shape"]), np.asarray(content["image"]["affine"], np.float64))
         return cls(
             grid=grid,
-            covariates=Covariates.from_json(content["covariates"]),
+            covariates=covariates,
+            demography=None if demography is None else Demography.from_json(demography, covariates),
             sampling=Sampling(**content["sampling"]),
             **{
                 field.name: content[field.name]
                 for field in dataclasses.fields(cls)
-                if field.name not in ("grid", "covariates", "sampling")
+                if field.name not in ("grid", "covariates", "sampling", "demography")
             },
         )
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import fake_generation
+import numpy as np
 import pytest
 from fake_generation import SHA256, draw, fake_model, fake_sampler
 
@@ -18,6 +19,7 @@ from brainldm.generation.manifest import read_manifests
 from brainldm.generation.regenerate import regenerate as draw_again
 from brainldm.generation.status import read_status, verify
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
+from brainldm.volumes.nifti import read_volume
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,17 @@ def test_shards_make_the_dataset_that_one_run_makes(whole, tmp_path):
 def test_chunks_are_dealt_to_the_shards_in_turn(tmp_path):
     draw(tmp_path / "out", count=10, shard=(2, 2), chunk_size=3)
     assert [entry["index"] for entry in read_manifests(tmp_path / "out")] == [3, 4, 5, 9]
+
+
+def test_brains_of_a_sweep_share_their_noise(tmp_path):
+    draw(tmp_path / "out", repeat=5)
+    entries = list(read_manifests(tmp_path / "out"))
+    assert [entry["noise"] for entry in entries] == [0] * 5 + [1] * 5
+    volumes = [read_volume(tmp_path / "out" / entry["file"]).data for entry in entries]
+    # the stand-in multiplies the noise by a number for the conditions
+    assert np.corrcoef(volumes[0].ravel(), volumes[4].ravel())[0, 1] > 0.999
+    assert abs(np.corrcoef(volumes[0].ravel(), volumes[5].ravel())[0, 1]) < 0.3
+    assert draw_again(fake_model(), tmp_path / "out", "sub-0007").same
 
 
 def test_a_dataset_that_is_not_as_recorded_is_not_finished(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_generation import fake_sampler
 
 from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates
@@ -246,6 +247,48 @@ def test_drawn_conditions_keep_what_was_fixed():
 def test_conditions_that_mean_nothing_are_refused(fixed, said):
     with pytest.raises(UserError, match=said):
         draw_conditions(COVARIATES, 1, 0, fixed)
+
+
+def written(folder):
+    return [entry["conditions"] for entry in read_manifests(folder)]
+
+
+def test_conditions_are_those_of_the_people_of_the_model_unless_asked_otherwise(
+    model, demo_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(dataset, "make_sampler", fake_sampler(shape=model.spec.grid.shape))
+    folder, out = str(demo_run / "model"), tmp_path
+    assert model.spec.demography is not None
+    asked = ["--n", "4", "--seed", "5"]
+    assert main(["generate", folder, str(out / "a"), *asked]) == 0
+    assert main(["generate", folder, str(out / "b"), *asked, "--uniform"]) == 0
+    assert written(out / "a") == draw_conditions(model.spec.covariates, 4, 5, {}, model.spec.demography)
+    assert written(out / "b") == draw_conditions(model.spec.covariates, 4, 5, {})
+    (out / "people.json").write_text('{"sex": {"M": 1}}')
+    capsys.readouterr()
+    more = ["--population", str(out / "people.json"), "--age", "60", "--extrapolate"]
+    assert main(["generate", folder, str(out / "c"), *asked, *more]) == 0
+    assert {row["sex"] for row in written(out / "c")} == {"M"}
+    assert "age 60 years: percentile" in capsys.readouterr().err
+    more = ["--n", "2", "--sweep", "age=50:60:3", "--extrapolate"]
+    assert main(["generate", folder, str(out / "d"), *more]) == 0
+    assert [row["age"] for row in written(out / "d")] == [50.0, 55.0, 60.0] * 2
+    assert [entry["noise"] for entry in read_manifests(out / "d")] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--uniform", "--population", "x"], "exclude each other"),
+        (["--population", "nowhere.json"], "nowhere.json"),
+        (["--sweep", "age=1"], "LOW:HIGH:COUNT"),
+        (["--shard", "3/2"], "shards are 1/2"),
+        (["--labels", "--shard", "1/2"], "whole dataset"),
+    ],
+)
+def test_mistakes_in_who_is_drawn_are_said_before_any_work(demo_run, tmp_path, flags, said, capsys):
+    assert main(["generate", str(demo_run / "model"), str(tmp_path / "out"), *flags]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_conditions_from_a_table(demo_run, tmp_path):
