@@ -91,9 +91,9 @@ def generate(
     """Draw one brain per row of conditions and write them as a BIDS dataset in `out`, from where it stopped before.
 
     Sample k is drawn with the key folded from (settings.seed, k // settings.repeat). A brain that the manifest has, and
-    whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from 1,
-    does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run for
-    the whole ends with that. `note` ends the dataset's README.
+    whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from
+    1, does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run
+    for the whole ends with that. `note` ends the dataset's README.
 
     Raises UserError when `out` holds something else, was begun as another dataset, or another run of the same shard is
     at work in it, and for conditions outside the model's ranges; Stopped after SIGTERM or Ctrl-C and on a full disk,
