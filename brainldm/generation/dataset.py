@@ -28,7 +28,7 @@ from brainldm.generation.manifest import (
     read_manifest,
     write_manifest,
 )
-from brainldm.generation.sampler import Sampler, make_sampler
+from brainldm.generation.sampler import Sampler, check_sampling, make_sampler
 from brainldm.generation.subject import BadBrain, subject_path, write_subject
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
@@ -101,6 +101,7 @@ def generate(
     written.
     """
     check_shard(shard)
+    check_sampling(model.spec, settings.sampling)
     flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
     out, grid = Path(out), model.spec.grid
     job = _job(model, rows, settings, note, shard[1])

@@ -16,7 +16,7 @@ from brainldm.diffusion.schedule import make_chain, make_schedule
 from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
 from brainldm.runtime.console import log
 from brainldm.runtime.format import format_duration
-from brainldm.weights.model_folder import Model
+from brainldm.weights.model_folder import Model, ModelSpec
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
 Sampler = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
@@ -32,6 +32,11 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 
+def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
+    """Raise UserError for more steps than the model's schedule has, or a spacing that it cannot have."""
+    make_chain(make_schedule(**spec.schedule), sampling.num_steps, sampling.spacing)
+
+
 def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sampler:
     """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`, compiled here.
 
@@ -40,8 +45,8 @@ def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sample
     over as many devices of this process as divide it. Raises UserError for more steps than the model's schedule has.
     """
     spec = model.spec
+    check_sampling(spec, sampling)
     schedule = make_schedule(**spec.schedule)
-    make_chain(schedule, sampling.num_steps, sampling.spacing)
     devices = jax.local_devices()
     shards = math.gcd(batch_size, len(devices))
     mesh = make_mesh({"data": shards}, devices[:shards])
