@@ -40,7 +40,7 @@ def get_config(arg: str = ""):
     config.num_steps = 480
     config.every.log = 20
     config.every.validate = 160
-    config.every.images = 160
+    config.every.images = config.every.fidelity = 160
     config.every.checkpoint = 160
     if arg.tiny:
         config.model.channels = (4, 8, 8)
@@ -48,4 +48,5 @@ def get_config(arg: str = ""):
         config.num_steps = 24
         config.loss.adversarial_start = 16
         config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 12
+        config.every.fidelity = 0
     return config

@@ -39,10 +39,11 @@ def get_config(arg: str = ""):
     config.optimizer.decay = True
     config.num_steps = 300
     config.every.log = 20
-    config.every.validate = config.every.images = config.every.checkpoint = 100
+    config.every.validate = config.every.fidelity = config.every.images = config.every.checkpoint = 100
     if arg.tiny:
         config.model.channels = (4, 8, 8)
         config.num_steps = 24
         config.loss.adversarial_start = 16
         config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 12
+        config.every.fidelity = 0
     return config

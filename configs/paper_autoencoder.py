@@ -69,7 +69,7 @@ def get_config(arg: str = ""):
     augment.flip_probability = 0.0
     config.every.log = 100
     config.every.validate = config.every.checkpoint = 5_000
-    config.every.images = 5_000
+    config.every.images = config.every.fidelity = 5_000
     if arg.tiny:
         config.data.spacing_mm = 4
         config.data.validation_fraction = 0.2
@@ -82,4 +82,5 @@ def get_config(arg: str = ""):
         config.optimizer.learning_rate = 1e-3
         config.num_steps = 4
         config.every.log = config.every.validate = config.every.images = config.every.checkpoint = 2
+        config.every.fidelity = 0
     return config

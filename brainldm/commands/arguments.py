@@ -53,3 +53,12 @@ def shard_of(options: argparse.Namespace) -> Shard:
     shard, variable = shard_from_environment(options.shards)
     log(f"share {shard[0]} of {shard[1]}, as {variable} says")
     return shard
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Two numbers LOW:HIGH."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: two numbers LOW:HIGH are wanted, such as 0.2:0.8") from None
+    return low, high

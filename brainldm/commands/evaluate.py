@@ -23,6 +23,9 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--model", metavar="MODEL", help="adds its reconstructions and a sweep of one condition")
     parser.add_argument("--med3d", metavar="FILE", help="Med3D checkpoint whose features FID is taken on")
     parser.add_argument(
+        "--brain-age", metavar="MODEL", help="folder of a brain-age network, which tells ages of both datasets"
+    )
+    parser.add_argument(
         "--pairs", type=positive, default=1000, metavar="N", help="pairs compared by SSIM (default: 1000)"
     )
     parser.add_argument("--seed", type=seed, default=0, help="of pairs and intervals (default: 0)")
@@ -48,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
             options.out,
             max_pairs=options.pairs,
             med3d=options.med3d,
+            brain_age_model=options.brain_age,
             seed=options.seed,
             progress=lambda done, total, what: show("evaluate", done, total, what),
             **illustrations,

@@ -1,4 +1,4 @@
-"""The command `export`: a model folder of the work dirs of both stages."""
+"""The command `export`: a model folder of the work dirs of both stages, or of one that is a model by itself."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add_command(
         "export",
         run,
-        "make a model folder of the work dirs of both stages",
-        "brainldm export runs/ae runs/ldm ./model",
+        "make a model folder of the work dirs of both stages, or of one that is a model by itself",
+        "brainldm export runs/ae runs/ldm ./model\n         brainldm export runs/lsgan ./lsgan",
     )
-    parser.add_argument("autoencoder", metavar="AE_WORKDIR")
-    parser.add_argument("diffusion", metavar="LDM_WORKDIR")
+    parser.add_argument("workdir", metavar="WORKDIR", help="of the autoencoder, a baseline or the brain-age network")
+    parser.add_argument("diffusion", metavar="LDM_WORKDIR", nargs="?", help="after that of the autoencoder")
     parser.add_argument("model", metavar="MODEL", help="folder to make")
     parser.set_defaults(makes="model")
 
 
 def run(options: argparse.Namespace) -> None:
     from brainldm.training.export import export
+    from brainldm.training.export_alone import export_alone
 
-    print(f"{options.model} {export(options.autoencoder, options.diffusion, options.model)}")
+    if options.diffusion is None:
+        print(f"{options.model} {export_alone(options.workdir, options.model)}")
+    else:
+        print(f"{options.model} {export(options.workdir, options.diffusion, options.model)}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from brainldm.commands.arguments import add_shard, positive, shard_of
+from brainldm.commands.arguments import add_shard, interval, positive, shard_of
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.shards import WHOLE
 
@@ -69,6 +69,12 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none (default: the model's)")
+    parser.add_argument(
+        "--guidance-interval",
+        type=interval,
+        metavar="LOW:HIGH",
+        help="noise levels at which there is guidance, 0 clean and 1 pure noise (default: the model's)",
+    )
     parser.add_argument("--sampler", help="ddim, ddpm, dpmpp_2m or heun (default: the model's)")
     parser.add_argument(
         "--spacing", help="of the noise levels: leading, trailing, karras or log_snr (default: the model's)"
@@ -96,6 +102,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from brainldm.diffusion.sampling import Sampling
     from brainldm.evaluation.measures.backends import open_backend
     from brainldm.generation.conditions import draw_conditions, percentiles, read_conditions, sweep_conditions
     from brainldm.generation.dataset import Settings, generate
@@ -103,7 +110,7 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.planning.advice import device_memory, generation_advice
     from brainldm.runtime.compiled_programs import keep_programs
     from brainldm.runtime.console import log
-    from brainldm.weights.model_folder import load_model
+    from brainldm.weights.gan_folder import load_generator
 
     shard = shard_of(options)
     refuse_silent_cpu()
@@ -138,13 +145,16 @@ def run(options: argparse.Namespace) -> None:
         "num_steps": options.steps,
         "eta": options.eta,
         "guidance": options.guidance,
+        "guidance_interval": options.guidance_interval,
         "sampler": options.sampler,
         "spacing": options.spacing,
     }
     asked = {name: value for name, value in asked.items() if value is not None}
-    model = load_model(options.model)
+    model = load_generator(options.model)
+    if not model.spec.covariates:
+        _require_nothing_asked(options, named, asked)
     settings = Settings(
-        sampling=dataclasses.replace(model.spec.sampling, **asked),
+        sampling=dataclasses.replace(getattr(model.spec, "sampling", Sampling()), **asked),
         seed=options.seed,
         batch_size=options.batch_size,
         extrapolate=options.extrapolate,
@@ -154,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
     if options.participants:
         rows = read_conditions(options.participants, covariates)[: options.n]
     else:
-        demography = _demography(options, model.spec)
+        demography = _demography(options, model.spec) if covariates else None
         rows = draw_conditions(covariates, options.n or 1, options.seed, named, demography)
         if demography is not None:
             for line in percentiles(covariates, demography, named):
@@ -192,6 +202,18 @@ def _demography(options: argparse.Namespace, spec: ModelSpec) -> Demography | No
         return spec.demography.with_marginals(marginals, spec.covariates)
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{options.population}: {error}") from error
+
+
+def _require_nothing_asked(options: argparse.Namespace, named: dict[str, str], asked: dict[str, Any]) -> None:
+    """Raise UserError for a condition or a setting of the sampler, of a model that has neither."""
+    from brainldm.weights.parameter_files import KINDS, open_folder
+
+    people = [name for name in ("participants", "population", "uniform", "sweep") if getattr(options, name)]
+    if people or named or asked:
+        kind = KINDS[open_folder(options.model).kind]
+        given = ", ".join([f"--{name}" for name in people] or named or asked).replace("num_", "")
+        what = "takes no conditions" if people or named else "draws in one pass, without a sampler"
+        raise UserError(f"{options.model}: {kind}, which {what}, and {given} is asked for. Leave it out.")
 
 
 def _write_labels(out: str, backend: Backend) -> None:

@@ -28,11 +28,11 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.generation.regenerate import TOLERANCE, regenerate
     from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.runtime.compiled_programs import keep_programs
-    from brainldm.weights.model_folder import load_model
+    from brainldm.weights.gan_folder import load_generator
 
     refuse_silent_cpu()
     keep_programs()
-    again = regenerate(load_model(options.model), options.out, options.subject, options.to)
+    again = regenerate(load_generator(options.model), options.out, options.subject, options.to)
     if again.same:
         print(f"{options.subject}: the same bytes")
         return

@@ -1,4 +1,4 @@
-"""The command `train`: either stage, as its config says."""
+"""The command `train`: the stage that its config names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     add_command(
         "train",
         lambda options: train(options.rest),
-        "train the autoencoder or the diffusion model, as its config says",
+        "train the autoencoder, the diffusion model, a baseline or the brain-age network, as its config says",
         "brainldm train --config demo_autoencoder --workdir runs/ae --config.data.path=./people\n"
         f"flags: --config FILE.py[:arg] or the name of a packaged config ({', '.join(packaged_configs())}),\n"
         "--workdir DIR, --config.key=value ...,\n"

@@ -10,11 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brainldm.diffusion.guidance import guided
-from brainldm.diffusion.objectives import denoiser
+from brainldm.diffusion.objectives import Denoise, denoiser
 from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun, initial_noise, step_noise
-from brainldm.diffusion.schedule import Schedule, check_spacing, make_chain
+from brainldm.diffusion.schedule import Chain, Schedule, check_spacing, make_chain
 from brainldm.runtime.errors import UserError
 
 SAMPLERS = {
@@ -39,7 +40,9 @@ class Sampling:
 
     num_steps: steps, each an evaluation of the network, with the sampler heun two. eta: 0 deterministic DDIM, 1
     ancestral; other samplers have none. guidance: scale of classifier-free guidance, 1 is the plain conditional model.
-    sampler: one of SAMPLERS. spacing: one of `schedule.SPACINGS`.
+    sampler: one of SAMPLERS. spacing: one of `schedule.SPACINGS`. guidance_interval: the noise levels (low, high) at
+    which guidance is used, both included, 0 being clean and 1 pure noise (Kynkaanniemi et al. 2024); a level is the
+    standard deviation sqrt(1 - alpha_bar) of the noise in x_t, which is sigma / sqrt(1 + sigma^2) of their sigma.
 
     Raises UserError for a value that cannot be meant.
     """
@@ -49,8 +52,10 @@ class Sampling:
     guidance: float = 1.0
     sampler: str = "ddim"
     spacing: str = "leading"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance_interval", checked_interval(self.guidance_interval))
         if not isinstance(self.num_steps, int) or isinstance(self.num_steps, bool) or self.num_steps < 1:
             raise UserError(f"The number of sampling steps is {self.num_steps!r}; it must be a whole number from 1 on.")
         for name, value, highest in (("eta", self.eta, 1.0), ("guidance", self.guidance, MAX_GUIDANCE)):
@@ -96,17 +101,47 @@ def sample_latents(
     def project(c: jax.Array) -> Any:
         return unet.apply(variables, c, method="project_conditions")
 
-    conditions = project(c)
+    conditions, guiding = project(c), None
     if sampling.guidance != 1:
         null = project(unet.apply(variables, method="null_conditions")[None])
-        network = guided(network, jax.tree.map(lambda row: row[0], null), sampling.guidance)
+        guiding = guided(network, jax.tree.map(lambda row: row[0], null), sampling.guidance)
     chain = make_chain(schedule, sampling.num_steps, sampling.spacing)
     times = unet.apply(variables, jnp.asarray(chain.t), method="embed_times")
     denoise = denoiser(lambda x, t: network(x, t, conditions), chain, prediction, times)
+    if guiding is not None:
+        strong = denoiser(lambda x, t: guiding(x, t, conditions), chain, prediction, times)
+        denoise = within(sampling.guidance_interval, chain, strong, denoise)
     x = constrain(initial_noise(keys, latent_shape))
     # Hidden from the compiler, which would else fold the number into other roundings than those of a traced eta.
     eta = jax.lax.optimization_barrier(jnp.float32(sampling.eta)) if sampling.eta else 0.0
     return SAMPLERS[sampling.sampler](denoise, chain, x, lambda i: step_noise(keys, i, latent_shape), eta)
+
+
+def checked_interval(interval: Any) -> tuple[float, float]:
+    """Two noise levels, 0 <= low < high <= 1. Raises UserError for anything else."""
+    try:
+        low, high = (float(level) for level in interval)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if isinstance(interval, str) or not 0.0 <= low < high <= 1.0:
+        raise UserError(
+            f"guidance_interval of the sampling is {interval!r}; it must be two noise levels, the lower one first, "
+            "from 0 (clean) to 1 (pure noise), such as (0.2, 0.8)."
+        )
+    return low, high
+
+
+def within(interval: tuple[float, float], chain: Chain, inside: Denoise, outside: Denoise) -> Denoise:
+    """`inside` at the levels of a chain whose noise lies in `interval`, and `outside`, alone evaluated, at the others.
+
+    Where one of the two is all there is, it is that function itself.
+    """
+    levels = np.sqrt(np.asarray(chain.b, np.float64)[:-1])
+    chosen = (levels >= interval[0]) & (levels <= interval[1])
+    if chosen.all() or not chosen.any():
+        return inside if chosen.any() else outside
+    which = jnp.asarray(chosen)
+    return lambda x, i: jax.lax.cond(which[i], lambda x: inside(x, i), lambda x: outside(x, i), x)
 
 
 def decode_latents(

@@ -49,7 +49,13 @@ def feature_distances(
     Figures that the sets are too small for are None. `determined` says whether either set holds more brains than the
     network has features; below that the Frechet distance is biased beyond use, and `kernel` is the figure to read.
     """
-    made, people = vectors_of(synthetic, network, progress), vectors_of(real, network, progress)
+    return compare_features(
+        vectors_of(synthetic, network, progress), vectors_of(real, network, progress), network, seed
+    )
+
+
+def compare_features(made: np.ndarray, people: np.ndarray, network: FeatureNetwork, seed: int) -> dict[str, Any]:
+    """`feature_distances` of features [N, D] and [M, D] that `network` has given."""
     order = np.random.default_rng([seed, len(people)]).permutation(len(people))
     halves = people[order[: len(order) // 2]], people[order[len(order) // 2 :]]
     return {
@@ -57,7 +63,7 @@ def feature_distances(
         "distance": network.distance,
         "sha256": network.sha256,
         "features": network.features,
-        "input": "each volume z-scored, zeros included",
+        "input": network.input,
         "synthetic": _distances(made, people, seed),
         "real": _distances(*halves, seed),
     }

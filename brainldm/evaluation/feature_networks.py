@@ -15,6 +15,7 @@ from brainldm.models.features.medicalnet import load_medicalnet, pooled_features
 from brainldm.models.features.random_cnn import FEATURES, random_features, random_kernels
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256
+from brainldm.weights.brain_age_folder import BrainAgeModel
 from brainldm.weights.torch_file import read_torch_state_dict
 
 PUBLISHED = {"ff48a62219073fb977fd3f4ddfb8dc1367f0ec156c8d6f6c37e205bd683a246e": "resnet_50_23dataset"}
@@ -35,6 +36,7 @@ class FeatureNetwork:
     sha256: str
     features: int
     compute: Callable[[jax.Array], jax.Array]
+    input: str = "each volume z-scored, zeros included"
 
 
 def med3d_network(path: str | Path) -> FeatureNetwork:
@@ -64,6 +66,19 @@ def random_network(seed: int = 0) -> FeatureNetwork:
 def feature_network(med3d: str | Path | None) -> FeatureNetwork:
     """That of the checkpoint `med3d` where one is named, else the random one."""
     return med3d_network(med3d) if med3d else random_network()
+
+
+def brain_age_network(model: BrainAgeModel) -> FeatureNetwork:
+    """The features of a brain-age network. `compute` gives the age in years before them: [B, 1 + `features`]."""
+
+    @jax.jit
+    def compute(image: jax.Array) -> jax.Array:
+        age, features = model.tell(image)
+        return jnp.concatenate([age[:, None], features], axis=-1)
+
+    name = f"brain-age network {model.sha256[:12]}"
+    width = model.spec.network["channels"][-1]
+    return FeatureNetwork(name, f"Frechet distance ({name})", model.sha256, width, compute, "each volume in [0, 1]")
 
 
 def vectors_of(

@@ -60,6 +60,7 @@ def render(
         papers_table=_papers_table(figures),
         features=_features(figures),
         morphometry=_morphometry(figures),
+        ages=_ages(figures),
     )
 
 
@@ -77,6 +78,20 @@ def _agreement(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
             found = figures["agreement"][name][which]
             cells = (format_interval(**found[key]) for key in ("r", "slope", "intercept", "mae"))
             rows.append((title, words, *cells, str(found["n"]), str(found["missing"])))
+    return rows
+
+
+def _ages(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What a brain-age network was worth before, and what it tells here."""
+    if not figures["brain_age"]:
+        return []
+    held_out, agreement = figures["brain_age"]["held_out"], figures["brain_age"]["agreement"]
+    known = (format_number(held_out["r"]), "", "", format_number(held_out["mae"]), f"{held_out['n']:g}", "")
+    rows = [("scans that it was not trained on, when it was trained", *known)]
+    for which, words in (("real", "real: label against told"), ("synthetic", "generated: requested against told")):
+        found = agreement[which]
+        cells = (format_interval(**found[key]) for key in ("r", "slope", "intercept", "mae"))
+        rows.append((words, *cells, str(found["n"]), str(found["missing"])))
     return rows
 
 

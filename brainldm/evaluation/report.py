@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import brainldm
+from brainldm.evaluation.brain_age import brain_age, brain_age_lines, require_grid
 from brainldm.evaluation.comparisons import feature_distances, morphometry, sharpness, variety
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.feature_networks import feature_network
@@ -25,6 +26,7 @@ from brainldm.runtime.files import write_atomically, write_json
 from brainldm.runtime.format import format_interval, format_number
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
+from brainldm.weights.brain_age_folder import load_brain_age
 
 MEASURED = ("ventricles_ml", "brain_ml")
 TITLES = {"ventricles_ml": "Ventricular volume", "brain_ml": "Brain volume"}
@@ -41,6 +43,7 @@ def evaluate(
     sweep: tuple[str, Sequence[float | str], Sequence[np.ndarray]] | None = None,
     max_pairs: int = 1000,
     med3d: str | Path | None = None,
+    brain_age_model: str | Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -55,6 +58,7 @@ def evaluate(
         sweep: a condition's name, its values and the volumes generated with everything else fixed.
         max_pairs: the most pairs of volumes compared in each dataset (the paper: 1000).
         med3d: checkpoint file of a Med3D network; without one, features are those of a random network, and say so.
+        brain_age_model: folder of a brain-age network, which tells the ages of both sets.
         seed: of the draw of pairs and of the bootstrap.
         progress: called with (done, total, what) after each image or comparison.
 
@@ -62,15 +66,20 @@ def evaluate(
 
     Raises:
         UserError: for datasets that cannot be read or do not lie on one grid, a synthetic dataset without
-            requested volumes, a `med3d` that is no Med3D checkpoint, or an `out` that holds something.
+            requested volumes, a `med3d` that is no Med3D checkpoint, a `brain_age_model` that is none or of another
+            grid, or an `out` that holds something.
     """
     network = feature_network(med3d)
+    teller = load_brain_age(brain_age_model) if brain_age_model else None
     made, people = open_datasets(synthetic, real)
     grid = made.grid
+    if teller is not None:
+        require_grid(teller, grid)
     spacing = spacing_of(grid)
     with new_folder(out) as out:
         pairs = sum(min(len(scans) * (len(scans) - 1) // 2, max_pairs) for scans in (made, people))
-        steps = _Steps(2 * (len(made) + len(people)) + 3 * pairs, progress)
+        looks = 2 if teller is None else 3
+        steps = _Steps(looks * (len(made) + len(people)) + 3 * pairs, progress)
         measured = {
             "synthetic": _measure_all(made, steps, "generated", not is_stand_in(synthetic)),
             "real": _measure_all(people, steps, "real", not is_stand_in(real)),
@@ -105,6 +114,7 @@ def evaluate(
             },
             **{measure: {which: similar[which][measure] for which in scans} for measure in similar["real"]},
             "features": feature_distances(made, people, network, seed, steps.of("features")),
+            "brain_age": teller and brain_age(made, people, teller, seed, steps.of("telling ages")),
             "sharpness": sharpness(made, people, spacing, seed),
             "morphometry": morphometry(
                 *({"ventricles_ml": _column(measured[which], "ventricles_ml")} for which in scans),
@@ -139,13 +149,15 @@ def headline_lines(figures: dict[str, Any]) -> list[str]:
 
 def summary_lines(figures: dict[str, Any]) -> list[str]:
     """The figures that matter as lines of text, each with its n."""
-    lines = []
+    lines = [] if figures["conditions"] else ["Nothing was requested: the model takes no conditions."]
     for name in MEASURED:
         for which, words in (
             ("synthetic", "requested against measured"),
             ("real", "label against measured, real"),
         ):
             found = figures["agreement"][name][which]
+            if which == "synthetic" and not figures["conditions"]:
+                continue
             lines.append(
                 f"{TITLES[name]}, {words}: r {format_interval(**found['r'])}, "
                 f"slope {format_interval(**found['slope'])}, "
@@ -159,6 +171,8 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
             f"{found['pairs']} pairs of {found['volumes']}, {found['scales']} scales)"
         )
     lines.extend(_comparison_lines(figures))
+    if figures["brain_age"]:
+        lines.extend(brain_age_lines(figures["brain_age"]))
     found = figures["reconstruction"]
     if found:
         lines.append(f"Reconstructions: MS-SSIM to the original {format_number(found['ms_ssim'])} (n = {found['n']})")

@@ -38,6 +38,7 @@ from brainldm.runtime.lock import LOCK, locked, require_own_folder
 from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
 from brainldm.runtime.signals import PreemptionHandler
 from brainldm.volumes.grids import Grid
+from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model
 
 WRITERS = 2
@@ -80,7 +81,7 @@ class Settings:
 
 
 def generate(
-    model: Model,
+    model: Model | GanModel,
     out: str | Path,
     rows: Sequence[Row],
     settings: Settings,
@@ -101,7 +102,8 @@ def generate(
     written.
     """
     check_shard(shard)
-    check_sampling(model.spec, settings.sampling)
+    if isinstance(model, Model):
+        check_sampling(model.spec, settings.sampling)
     flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
     out, grid = Path(out), model.spec.grid
     job = _job(model, rows, settings, note, shard[1])
@@ -142,14 +144,15 @@ class _Run:
     flags: Sequence[bool]
 
 
-def _job(model: Model, rows: Sequence[Row], settings: Settings, note: str, shards: int) -> Job:
+def _job(model: Model | GanModel, rows: Sequence[Row], settings: Settings, note: str, shards: int) -> Job:
     columns = model.spec.covariates.column_descriptions()
     for entry in columns.values():
         entry["Description"] += " (asked of the model)"
     provenance = model.spec.provenance
     return Job(
         model_sha256=model.sha256,
-        sampling=settings.sampling,
+        kind=model.spec.kind,
+        sampling=settings.sampling if isinstance(model, Model) else None,
         seed=settings.seed,
         batch_size=settings.batch_size,
         count=len(rows),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brainldm.datasets.bids import write_dataset_files
+from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.job import JOB, Job, read_job
 from brainldm.generation.manifest import Entry, find_problems, read_manifests, shard_is_done
 from brainldm.generation.subject import MARK
@@ -16,21 +17,24 @@ from brainldm.runtime.errors import BrainldmError
 from brainldm.runtime.files import SUMS, file_sha256, write_atomically
 from brainldm.runtime.format import format_count, format_names
 from brainldm.volumes.grids import SPACE
+from brainldm.weights.parameter_files import KINDS
 
 SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun"}
 """What a dataset calls its sampler."""
 
 README = """This dataset is synthetic.
 
-Every brain in it was drawn by a latent diffusion model (brainldm {version}, model {model}), for the conditions in
-participants.tsv. No image shows a person. The header of every image says {mark} in its description field, and T1w.json,
-which holds for all images, says "Synthetic": true.
+Every brain in it was drawn by {kind} (brainldm {version}, model {model}), {conditions}.
+No image shows a person. The header of every image says {mark} in its description field, and T1w.json, which holds for
+all images, says "Synthetic": true.
 
 {job} says what was asked for; the files manifest-*.jsonl say of each brain how it was drawn and which bytes it has.
 
 Research use only; not a medical device and not for diagnosis. Images drawn by a generative model can resemble the
 images that it was trained on.
 {note}"""
+
+_CONDITIONS = {True: "for the conditions in participants.tsv", False: "which takes no conditions"}
 
 _CHANGES = "1.0.0 {date}\n - {count} drawn with brainldm {version}\n"
 
@@ -68,18 +72,19 @@ def finalize(out: str | os.PathLike, full: bool = True) -> int:
 
 
 def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
-    sampling, about = job.sampling, job.about
-    sampler = SAMPLER_NAMES[sampling.sampler]
+    about, sampling, kind = job.about, job.sampling, KINDS[job.kind]
+    made_by = f"{kind.removeprefix('a ')} {job.model_sha256}"
+    if sampling is not None:
+        made_by += f", {SAMPLER_NAMES[sampling.sampler]} with {sampling.num_steps} steps"
     write_atomically(out / ".bidsignore", _IGNORED.encode())
     count = format_count(job.count, "synthetic brain")
     write_atomically(out / "CHANGES", _CHANGES.format(date=job.begun, count=count, version=job.version).encode())
-    columns = {
-        **about["columns"],
-        "extrapolated": {
+    columns = dict(about["columns"])
+    if columns:
+        columns["extrapolated"] = {
             "Description": "whether a condition lies outside what the model was trained on",
             "Levels": {"true": "outside", "false": "inside"},
-        },
-    }
+        }
     write_dataset_files(
         out,
         name="Synthetic T1w brains",
@@ -91,9 +96,11 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
         generated_by={
             "Name": "brainldm",
             "Version": job.version,
-            "Description": f"latent diffusion model {job.model_sha256}, {sampler} with {sampling.num_steps} steps",
+            "Description": made_by,
         },
         readme=README.format(
+            kind=kind,
+            conditions=_CONDITIONS[bool(columns)],
             version=job.version,
             model=job.model_sha256[:12],
             mark=MARK,
@@ -102,6 +109,7 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
         ),
         extra={
             "Synthetic": True,
+            "Conditional": bool(columns),
             "ModelSHA256": job.model_sha256,
             "TrainedOn": about["trained_on"],
             "EmbeddedPopulation": about["embedded_population"],
@@ -116,17 +124,24 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
 def _sidecar(job: Job) -> dict[str, Any]:
     """What holds for every image, by BIDS's principle of inheritance."""
     return {
-        "Description": "T1-weighted brain drawn by a latent diffusion model",
+        "Description": f"T1-weighted brain drawn by {KINDS[job.kind]}",
         "Synthetic": True,
         "Modality": "MR",
         "SkullStripped": True,
         "SpatialReference": SPACE,
-        "Sampler": SAMPLER_NAMES[job.sampling.sampler],
-        "Spacing": job.sampling.spacing,
-        "Steps": job.sampling.num_steps,
-        "Eta": job.sampling.eta,
-        "Guidance": job.sampling.guidance,
+        **(_sampled(job.sampling) if job.sampling else {"Model": KINDS[job.kind]}),
         "Seed": job.seed,
         "BatchSize": job.batch_size,
         "ModelSHA256": job.model_sha256,
+    }
+
+
+def _sampled(sampling: Sampling) -> dict[str, Any]:
+    return {
+        "Sampler": SAMPLER_NAMES[sampling.sampler],
+        "Spacing": sampling.spacing,
+        "Steps": sampling.num_steps,
+        "Eta": sampling.eta,
+        "Guidance": sampling.guidance,
+        "GuidanceInterval": list(sampling.guidance_interval),
     }

@@ -12,7 +12,8 @@ from brainldm.data.pipeline import load_image
 from brainldm.datasets.bids import read_dataset
 from brainldm.datasets.scans import Scan
 from brainldm.generation.sampler import make_sampler, reconstruct, sweep
-from brainldm.weights.model_folder import Model, load_model
+from brainldm.weights.gan_folder import GanModel, load_generator
+from brainldm.weights.model_folder import Model
 
 SHOWN = 6
 """Reconstructions shown, and values of the sweep."""
@@ -24,17 +25,19 @@ def illustrate(model_folder: str | Path, real: str | Path, seed: int = 0) -> dic
     """The arguments `reconstructions` and `sweep` of `brainldm.evaluation.report.evaluate`, for the scans of `real`.
 
     The sweep takes ventricles_ml through the 5th to 95th percentile of the real scans, everything else at their median.
+    Either is None where a model has no encoder, or not this condition.
     """
-    model = load_model(model_folder)
+    model = load_generator(model_folder)
     records = read_dataset(real, model.spec.covariates)
     volumes = np.stack([load_image(r, model.spec.grid) for r in records[:SHOWN]])
+    again = reconstruct(model, volumes)
     return {
-        "reconstructions": list(zip(volumes, reconstruct(model, volumes), strict=True)),
+        "reconstructions": None if again is None else list(zip(volumes, again, strict=True)),
         "sweep": _sweep(model, records, seed),
     }
 
 
-def _sweep(model: Model, records: list[Scan], seed: int) -> tuple[str, list[float], np.ndarray] | None:
+def _sweep(model: Model | GanModel, records: list[Scan], seed: int) -> tuple[str, list[float], np.ndarray] | None:
     covariates = model.spec.covariates
     if SWEPT not in covariates.names:
         return None

@@ -28,13 +28,15 @@ Row = Mapping[str, float | str]
 class Job:
     """What decides about every byte of a generated dataset, apart from the machine.
 
-    `conditions_sha256` is of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size`
-    brains each. `about` is what the dataset's files say besides: descriptions of the columns, the model's origin.
-    `repeat` consecutive brains share their noise, as those of a sweep do. `begun` is a date, YYYY-MM-DD.
+    `kind` is one of `parameter_files.KINDS`, and `sampling` None of those that draw in one pass. `conditions_sha256` is
+    of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size` brains each. `about` is what
+    the dataset's files say besides: descriptions of the columns, the model's origin. `repeat` consecutive brains share
+    their noise, as those of a sweep do. `begun` is a date, YYYY-MM-DD.
     """
 
     model_sha256: str
-    sampling: Sampling
+    kind: str
+    sampling: Sampling | None
     seed: int
     batch_size: int
     count: int
@@ -81,7 +83,8 @@ def read_job(out: str | os.PathLike) -> Job:
     try:
         if content.pop("format") != _FORMAT:
             raise ValueError("of another format")
-        return Job(**{**content, "sampling": Sampling(**content["sampling"])})
+        sampling = content["sampling"]
+        return Job(**{**content, "sampling": None if sampling is None else Sampling(**sampling)})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be understood ({error}). It was damaged, or made by a later version."
@@ -109,6 +112,7 @@ def begin_or_continue(out: Path, job: Job) -> Job:
 _WORDS = {
     "format": "format",
     "model_sha256": "model",
+    "kind": "kind of model",
     "sampling": "sampling",
     "seed": "seed",
     "batch_size": "batch size",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.job import read_job
 from brainldm.generation.manifest import read_manifests
 from brainldm.generation.sampler import make_sampler
@@ -16,6 +17,7 @@ from brainldm.generation.subject import image_bytes
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
 from brainldm.volumes.nifti import INT16_MAX, read_volume
+from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model
 
 TOLERANCE = 2
@@ -31,7 +33,9 @@ class Again:
     units: int | None
 
 
-def regenerate(model: Model, out: str | os.PathLike, subject: str, to: str | os.PathLike | None = None) -> Again:
+def regenerate(
+    model: Model | GanModel, out: str | os.PathLike, subject: str, to: str | os.PathLike | None = None
+) -> Again:
     """Draw brain `subject` of the dataset `out` again, as its manifest says, and compare it; `to` is a new file for it.
 
     Raises UserError for a subject that the dataset does not record, another model, or a `to` that exists.
@@ -47,7 +51,7 @@ def regenerate(model: Model, out: str | os.PathLike, subject: str, to: str | os.
     entry = next((entry for entry in read_manifests(out) if entry["id"] == subject), None)
     if entry is None:
         raise UserError(f"{out}: no manifest of it has {subject}. Its brains are {job.subject_id(0)} and on.")
-    sample = make_sampler(model, job.sampling, batch_size=job.batch_size)
+    sample = make_sampler(model, job.sampling or Sampling(), batch_size=job.batch_size)
     conditions = model.spec.covariates.encode([entry["conditions"]])
     volume = sample(job.seed, np.array([entry["index"] // job.repeat]), conditions)[0]
     affine = model.spec.grid.affine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from brainldm.diffusion.schedule import make_chain, make_schedule
 from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
 from brainldm.runtime.console import log
 from brainldm.runtime.format import format_duration
+from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model, ModelSpec
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
@@ -37,24 +39,53 @@ def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
     make_chain(make_schedule(**spec.schedule), sampling.num_steps, sampling.spacing)
 
 
-def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sampler:
+def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int) -> Sampler:
     """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`, compiled here.
 
     Every call runs the same program on `batch_size` samples, the missing ones being padding: a volume then
     depends on its seed, index and conditions alone, bit for bit, not on what else was asked for. The batch is split
-    over as many devices of this process as divide it. Raises UserError for more steps than the model's schedule has.
+    over as many devices of this process as divide it. A baseline draws in one pass, without `sampling`. Raises
+    UserError for more steps than the model's schedule has.
     """
-    spec = model.spec
-    check_sampling(spec, sampling)
-    schedule = make_schedule(**spec.schedule)
     devices = jax.local_devices()
     shards = math.gcd(batch_size, len(devices))
     mesh = make_mesh({"data": shards}, devices[:shards])
-    unet, autoencoder = spec.make_unet(shards), spec.make_autoencoder(shards)
     constrain = batch_constraint(mesh) if shards > 1 else lambda x: x
+    if isinstance(model, GanModel):
+        program, params = _one_pass(model, shards, constrain)
+    else:
+        program, params = _denoising(model, sampling, shards, constrain)
+    params = jax.device_put(params, replicated(mesh))
 
-    @jax.jit
-    def program(unet_params, autoencoder_params, keys, c):
+    def arguments(seed: int, indices: np.ndarray, conditions: np.ndarray) -> tuple:
+        padding = [(0, batch_size - len(indices))]
+        indices = np.pad(np.asarray(indices, np.int32), padding, mode="edge")
+        conditions = np.pad(np.asarray(conditions, np.float32), [*padding, (0, 0)], mode="edge")
+        return params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions)
+
+    began = time.monotonic()
+    compiled = jax.jit(program).lower(*arguments(0, np.zeros(1), np.zeros((1, model.spec.covariates.width)))).compile()
+    if (seconds := time.monotonic() - began) > 1:
+        log(f"compiled the sampler in {format_duration(seconds)}")
+
+    def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(*arguments(seed, indices, conditions)))[: len(indices)]
+
+    return sample
+
+
+# What is compiled: program(params, keys [N], conditions [N, K]) -> volumes [N, D, H, W]; and its parameters.
+_Program = tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]
+
+
+def _denoising(model: Model, sampling: Sampling, shards: int, constrain: Callable) -> _Program:
+    spec = model.spec
+    check_sampling(spec, sampling)
+    schedule = make_schedule(**spec.schedule)
+    unet, autoencoder = spec.make_unet(shards), spec.make_autoencoder(shards)
+
+    def program(params: Any, keys: jax.Array, c: jax.Array) -> jax.Array:
+        unet_params, autoencoder_params = params
         latents = sample_latents(
             unet,
             unet_params,
@@ -70,34 +101,43 @@ def make_sampler(model: Model, sampling: Sampling, *, batch_size: int) -> Sample
             autoencoder, autoencoder_params, latents, spec.latent_scale, at_once=shards, constrain=constrain
         )
 
-    params = jax.device_put((model.unet, model.autoencoder), replicated(mesh))
-
-    def arguments(seed: int, indices: np.ndarray, conditions: np.ndarray) -> tuple:
-        padding = [(0, batch_size - len(indices))]
-        indices = np.pad(np.asarray(indices, np.int32), padding, mode="edge")
-        conditions = np.pad(np.asarray(conditions, np.float32), [*padding, (0, 0)], mode="edge")
-        return *params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions)
-
-    began = time.monotonic()
-    compiled = program.lower(*arguments(0, np.zeros(1), np.zeros((1, spec.covariates.width)))).compile()
-    if (seconds := time.monotonic() - began) > 1:
-        log(f"compiled the sampler in {format_duration(seconds)}")
-
-    def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(*arguments(seed, indices, conditions)))[: len(indices)]
-
-    return sample
+    return program, (model.unet, model.autoencoder)
 
 
-def reconstruct(model: Model, volumes: np.ndarray) -> np.ndarray:
-    """What the autoencoder makes of volumes [N, D, H, W] in [0, 1], by the posterior mean, float32 [N, D, H, W]."""
-    autoencoder = model.spec.make_autoencoder()
+def _one_pass(model: GanModel, shards: int, constrain: Callable) -> _Program:
+    generator = model.spec.make_generator(shards)
+
+    def program(params: Any, keys: jax.Array, c: jax.Array) -> jax.Array:
+        z = jax.vmap(lambda key: jax.random.normal(key, (generator.latent_size,)))(keys)
+        return constrain(generator.apply({"params": params}, constrain(z)))[..., 0]
+
+    return program, model.generator
+
+
+def reconstruct(model: Model | GanModel, volumes: np.ndarray) -> np.ndarray | None:
+    """What a model makes of volumes [N, D, H, W] in [0, 1], by the mean of its encoder, float32 [N, D, H, W].
+
+    None for a model without an encoder.
+    """
+    if isinstance(model, GanModel):
+        networks, params = (model.spec.make_encoder(), model.spec.make_generator()), (model.encoder, model.generator)
+        if networks[0] is None:
+            return None
+
+        def again(params: Any, image: jax.Array) -> jax.Array:
+            mean, _ = jnp.split(networks[0].apply({"params": params[0]}, image)[-1], 2, axis=-1)
+            return networks[1].apply({"params": params[1]}, mean)
+    else:
+        autoencoder, params = model.spec.make_autoencoder(), model.autoencoder
+
+        def again(params: Any, image: jax.Array) -> jax.Array:
+            return autoencoder.apply({"params": params}, image)[0]
 
     @jax.jit
     def one(params, image):
-        return jnp.clip(autoencoder.apply({"params": params}, image[None, ..., None])[0][0, ..., 0], 0.0, 1.0)
+        return jnp.clip(again(params, image[None, ..., None])[0, ..., 0], 0.0, 1.0)
 
-    params = jax.device_put(model.autoencoder)
+    params = jax.device_put(params)
     return np.stack([np.asarray(one(params, jnp.asarray(volume, jnp.float32))) for volume in volumes])
 
 

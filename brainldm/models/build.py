@@ -9,16 +9,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from brainldm.models.autoencoder import AutoencoderKL
+from brainldm.models.brain_age import BrainAgeNet
 from brainldm.models.discriminator import PatchDiscriminator
 from brainldm.models.layers import conv_route
 from brainldm.models.space_to_depth import SpaceToDepthAutoencoder
 from brainldm.models.unet import DiffusionUNet
+from brainldm.models.vector_gan import VolumeCritic, VolumeGenerator
 from brainldm.runtime.errors import UserError
 
 AUTOENCODERS: dict[str, type[AutoencoderKL]] = {"kl": AutoencoderKL, "space_to_depth": SpaceToDepthAutoencoder}
 """Autoencoders by the argument `architecture`; without it "kl", the paper's."""
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": DiffusionUNet, "discriminator": PatchDiscriminator}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unet": DiffusionUNet,
+    "discriminator": PatchDiscriminator,
+    "generator": VolumeGenerator,
+    "critic": VolumeCritic,
+    "brain_age": BrainAgeNet,
+}
 
 DTYPES = ("float32", "bfloat16")
 """Types that a network can compute in, by name."""

@@ -15,6 +15,7 @@ from brainldm.runtime.format import format_bytes
 from brainldm.training.config import validate
 from brainldm.training.flags import load_config
 from brainldm.volumes.grids import training_grid
+from brainldm.weights.gan_folder import GanSpec
 from brainldm.weights.model_folder import ModelSpec
 
 _SAME = ("channels", "num_res_blocks", "dtype")
@@ -36,7 +37,9 @@ def training_advice(config: ml_collections.ConfigDict, memory: float | None, dev
     if memory is None:
         return None
     validate(config)
-    mesh, work = config.mesh, kept_ladder()["works"][f"train_{config.stage}"]
+    mesh, work = config.mesh, kept_ladder()["works"].get(f"train_{config.stage}")
+    if work is None:
+        return None
     ours = load_config(work["config"], {"data.path": "none"}).model
     same = all(config.model[key] == ours[key] for key in _SAME)
     if not same or mesh.space * mesh.space_y * mesh.fsdp != 1:
@@ -55,9 +58,9 @@ def training_advice(config: ml_collections.ConfigDict, memory: float | None, dev
     return f"{text} By `brainldm plan --ladder`, {fits}."
 
 
-def generation_advice(spec: ModelSpec, batch_size: int, memory: float | None) -> str | None:
+def generation_advice(spec: ModelSpec | GanSpec, batch_size: int, memory: float | None) -> str | None:
     """The same for drawing `batch_size` volumes at once with a model."""
-    if memory is None:
+    if memory is None or isinstance(spec, GanSpec):
         return None
     work = kept_ladder()["works"]["generate"]
     ours = load_config(work["config"], {"data.path": "none"}).model

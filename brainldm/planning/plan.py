@@ -54,7 +54,7 @@ def make_plan(
         "chip": vars(chip) if chip else None,
         "utilisation": utilisation,
         "stage": config.stage,
-        "perceptual": config.loss.get("perceptual"),
+        "perceptual": config.get("loss", {}).get("perceptual"),
         "programs": {},
         "notes": notes,
     }

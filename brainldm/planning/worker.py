@@ -85,7 +85,10 @@ def compile_program(config: ml_collections.ConfigDict, devices: list[Any], job: 
     steps = config.accumulation_steps if name == "train" else 1
     if name == "train" and job.get("batch"):
         check_batch_size(job["batch"] // steps, mesh)
-    program = generation(stage, job.get("batch")) if name == "generate" else stage.program(name, job.get("batch"))
+    if name == "generate" and "generate" not in stage.program_names:
+        program = generation(stage, job.get("batch"))
+    else:
+        program = stage.program(name, job.get("batch"))
     answer: dict[str, Any] = {
         "program": name,
         "batch": program.batch,

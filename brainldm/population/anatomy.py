@@ -62,7 +62,8 @@ class Tissues:
 
     `tissue` is grey and white matter, `white` the white part of it, `head` everything inside the skull,
     `residual` the template's own intensity around its tissue means, `rim` white matter by the ventricles.
-    `ventricles_ml` and `head_ml` are the volumes that `ventricles` and `head` sum to.
+    `ventricles_ml` and `head_ml` are the volumes that `ventricles` and `head` sum to. `template_mm` [3, N] is where
+    in the template (world) the points come from.
     """
 
     blocks: np.ndarray
@@ -72,6 +73,7 @@ class Tissues:
     head: np.ndarray
     residual: np.ndarray
     rim: np.ndarray
+    template_mm: np.ndarray
     ventricles_ml: float
     head_ml: float
 
@@ -79,17 +81,20 @@ class Tissues:
 class Anatomy:
     """The template prepared for one spacing (1, 2 or 4 mm): channels, ventricular flow, layout of the points.
 
+    `template` is another anatomy at 1 mm in place of the MNI template, and `reference_icv_ml` the head that brain
+    volumes are normalised to, the MNI template's.
     `grid` is that of the images; `icv_ml` and `centre_mm` (world) are the size and centre of the template's
     head; `point_ml` is what one sample point stands for; on the nodes of smooth fields, `age_pattern`
     [1, *NODES] says where sulci widen with age and `freedom` [*NODES] how freely anatomy moves there.
     Raises UserError for a spacing that does not exist.
     """
 
-    def __init__(self, spacing_mm: float):
+    def __init__(self, spacing_mm: float, template: Template | None = None, reference_icv_ml: float | None = None):
         self.grid = training_grid(spacing_mm)
         spacing = int(self.grid.spacing_mm[0])
-        template = load_template(1)
+        template = template or load_template(1)
         self.icv_ml = template.icv_ml
+        self.reference_icv_ml = reference_icv_ml or template.icv_ml
         self.centre_mm = np.argwhere(template.mask).mean(axis=0).astype(np.float32) + np.float32(ORIGIN_1MM)
         self.flow = ventricular_flow(template)
         factor = max(1, spacing // 2)
@@ -128,29 +133,40 @@ class Anatomy:
     def to_grid(self, values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """Sample points [N] averaged into an image [D, H, W], 0 outside the blocks."""
         r = self._per_block
-        means = values.reshape(r**3, -1, len(blocks)).mean(axis=1, dtype=np.float32)
+        return self._laid_out(values.reshape(r**3, -1, len(blocks)).mean(axis=1, dtype=np.float32), blocks)
+
+    def _laid_out(self, values: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """Voxels [V, B] of the blocks as an image [D, H, W]."""
+        r = self._per_block
         count = [n - 1 for n in NODES]
-        image = np.zeros((r**3, int(np.prod(count))), np.float32)
-        image[:, blocks] = means
+        image = np.zeros((r**3, int(np.prod(count))), values.dtype)
+        image[:, blocks] = values
         return np.ascontiguousarray(image.reshape(r, r, r, *count).transpose(3, 0, 4, 1, 5, 2).reshape(self.grid.shape))
+
+    def most_common(self, labels: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+        """Labels at the sample points [N] as a label map [D, H, W] of the most common one in each voxel, 0 outside."""
+        r = self._per_block
+        points = labels.reshape(r**3, -1, len(blocks))
+        agreeing = (points[:, :, None] == points[:, None]).sum(axis=2).argmax(axis=1)
+        chosen = np.take_along_axis(points, agreeing[:, None], axis=1)[:, 0]
+        return self._laid_out(chosen, blocks)
 
     def deform(self, shape: Shape, ventricles_ml: float, brain_ml: float) -> Tissues:
         """The tissues of a person with these volumes.
 
-        `brain_ml` is normalised for head size: the tissue's share of the deformed head times the template's
-        `icv_ml`.
+        `brain_ml` is normalised for head size: the tissue's share of the deformed head times `reference_icv_ml`.
         """
         time = self.flow.solve_time(shape.curves, shape.asymmetry, ventricles_ml)
-        points = self.flow.map_points(shape.points_mm, time, shape.asymmetry)
+        template_mm = self.flow.map_points(shape.points_mm, time, shape.asymmetry)
         first = self._template_grid.affine[:3, 3].astype(np.float32)[:, None]
-        points = (points - first) / np.float32(self._template_grid.spacing_mm[0])
+        points = (template_mm - first) / np.float32(self._template_grid.spacing_mm[0])
         tissue, white, ventricles, head, residual, rim = sample(self._channels, self._shape, points).T
         head = np.clip((head - 0.3) / 0.4, 0, 1)
         room = head * (1 - ventricles)
         # the shift acts on partial probabilities only: deep tissue stays tissue
         shifted = tissue + 4 * tissue * (1 - tissue) * shape.sulci
         # of the head as it came out: the random fields move its volume some per cent off the asked one
-        wanted = brain_ml / self.icv_ml * head.sum(dtype=np.float64)
+        wanted = brain_ml / self.reference_icv_ml * head.sum(dtype=np.float64)
         threshold = _threshold_for(shifted, room, wanted)
         white_threshold = 0.44 + 0.18 * (threshold - 0.6)
         shifted_white = white + 4 * white * (1 - white) * shape.white
@@ -162,6 +178,7 @@ class Anatomy:
             head=head,
             residual=residual,
             rim=rim,
+            template_mm=template_mm,
             ventricles_ml=float((ventricles * head).sum(dtype=np.float64)) * self.point_ml,
             head_ml=float(head.sum(dtype=np.float64)) * self.point_ml,
         )

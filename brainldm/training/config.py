@@ -7,7 +7,7 @@ configs/ name every value that is known of it, or inferred, and from where.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -16,8 +16,6 @@ from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.training.config_rules import check_values
-
-STAGES = ("autoencoder", "diffusion")
 
 
 def _common(stage: str) -> ml_collections.ConfigDict:
@@ -117,6 +115,7 @@ def mesh_config() -> ml_collections.ConfigDict:
 def autoencoder_config() -> ml_collections.ConfigDict:
     """Stage one: AutoencoderKL trained with L1 + KL + perceptual + patch-adversarial loss."""
     config = _common("autoencoder")
+    config.every.fidelity = 1000  # similarity, sharpness and ventricles of some held-out reconstructions
 
     config.model = model = ml_collections.ConfigDict()
     model.architecture = "kl"  # "kl": the paper's; "space_to_depth": every level halves the sides, see docs/models.md
@@ -207,9 +206,81 @@ def diffusion_config() -> ml_collections.ConfigDict:
     sampling.num_steps = 50
     sampling.eta = 0.0  # 0: deterministic DDIM, 1: ancestral
     sampling.guidance = 1.0  # of the conditions; 1: none
+    sampling.guidance_interval = (0.0, 1.0)  # noise levels, 0 clean and 1 pure noise, at which there is guidance
     sampling.sampler = "ddim"  # "ddim", "ddpm", "dpmpp_2m" (DPM-Solver++(2M)) or "heun"
     sampling.spacing = "leading"  # of the noise levels: "leading", "trailing", "karras" or "log_snr"
     return config.lock()
+
+
+def lsgan_config() -> ml_collections.ConfigDict:
+    """Our baseline: a generator and a discriminator of volumes, trained with least squares, without conditions."""
+    return _gan("lsgan").lock()
+
+
+def vae_gan_config() -> ml_collections.ConfigDict:
+    """Our baseline: the same with an encoder, which learns from the discriminator's features; without conditions."""
+    config = _gan("vae_gan")
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.prior_weight = 1e-4  # of the divergence, in nats, in the encoder's loss
+    loss.reconstruction_weight = 1.0  # of the features' difference in the generator's loss
+    # The discriminator is not trained in a step where its loss is below this (2.08 is that of one that guesses), so
+    # that the generator can keep up; 0: always trained.
+    loss.discriminator_rest = 1.0
+    return config.lock()
+
+
+def _gan(stage: str) -> ml_collections.ConfigDict:
+    config = _common(stage)
+    config.covariates.names = ()
+
+    config.model = model = ml_collections.ConfigDict()
+    model.latent_size = 512
+    model.channels = (16, 32, 64, 128, 256, 512)  # one width for each level, full resolution first
+    model.norm_num_groups = 16
+    model.norm_eps = 1e-6
+    model.dtype = "bfloat16"
+    model.remat = ml_collections.FieldReference(False, field_type=object)
+
+    config.discriminator = discriminator = ml_collections.ConfigDict()
+    discriminator.channels = (16, 32, 64, 128, 256, 512)
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 2e-4
+    optimizer.discriminator_learning_rate = 2e-4
+    optimizer.beta1 = 0.5  # Adam's memory of gradients
+    optimizer.warmup_steps = 0
+    optimizer.decay = False
+    optimizer.gradient_clip = 1.0
+    return config
+
+
+def brain_age_config() -> ml_collections.ConfigDict:
+    """The network of Cole et al. 2017, trained on the ages of a dataset by their mean absolute error."""
+    config = _common("brain_age")
+    config.covariates.names = ("age",)
+
+    config.model = model = ml_collections.ConfigDict()
+    model.channels = (8, 16, 32, 64, 128)  # one width for each block; each halves the sides
+    model.dtype = "bfloat16"
+    model.remat = ml_collections.FieldReference(False, field_type=object)
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 1e-4
+    optimizer.warmup_steps = 0
+    optimizer.decay = False
+    optimizer.weight_decay = 5e-5
+    optimizer.gradient_clip = 1.0
+    return config.lock()
+
+
+CONFIGS: dict[str, Callable[[], ml_collections.ConfigDict]] = {
+    "autoencoder": autoencoder_config,
+    "diffusion": diffusion_config,
+    "lsgan": lsgan_config,
+    "vae_gan": vae_gan_config,
+    "brain_age": brain_age_config,
+}
+"""The defaults of every stage, by its name."""
 
 
 def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
@@ -235,9 +306,9 @@ def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raise UserError when a config has unknown or absent keys, naming the nearest key, or impossible values."""
     stage = config.get("stage", None)
-    if stage not in STAGES:
-        raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(STAGES)}.")
-    known = set(dict(_items(autoencoder_config() if stage == "autoencoder" else diffusion_config())))
+    if stage not in CONFIGS:
+        raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(CONFIGS)}.")
+    known = set(dict(_items(CONFIGS[stage]())))
     given = set(dict(_items(config)))
     for key in sorted(given - known):
         near = difflib.get_close_matches(key, known, 1)

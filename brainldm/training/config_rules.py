@@ -16,6 +16,7 @@ from brainldm.diffusion.objectives import PREDICTIONS, TIMES
 from brainldm.diffusion.schedule import SCHEDULE_KINDS
 from brainldm.models.build import AUTOENCODERS
 from brainldm.runtime.errors import UserError
+from brainldm.volumes.grids import training_grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ MAX_SEED = 2**32 - 1
 """JAX makes its keys of 32 bits: a larger seed would be another name of a smaller one."""
 
 _COMMON = {
-    "stage": _one_of("autoencoder", "diffusion"),
+    "stage": _TEXT,
     "seed": _whole(0, MAX_SEED),
     "data.path": _TEXT,
     "data.spacing_mm": _one_of(1, 2, 4),
@@ -146,18 +147,19 @@ _COMMON = {
     "watchdog_seconds": _number(0),
     "heartbeat_seconds": _number(0),
     "model.channels": _list_of(_whole(1), 1),
-    "model.norm_num_groups": _whole(1),
-    "model.norm_eps": _RATE,
     "model.dtype": _one_of("bfloat16", "float32"),
     "model.remat": _REMAT,
     "optimizer.learning_rate": _number(0),
-    "optimizer.muon_learning_rate": _number(0),
     "optimizer.warmup_steps": _COUNT,
     "optimizer.decay": _BOOL,
     "optimizer.gradient_clip": _number(0, above=True),
 }
 
+_GROUP_NORM = {"model.norm_num_groups": _whole(1), "model.norm_eps": _RATE}
+
 _AUTOENCODER = {
+    **_GROUP_NORM,
+    "every.fidelity": _COUNT,
     "model.architecture": _one_of(*AUTOENCODERS),
     "model.num_res_blocks": _BLOCKS,
     "model.latent_channels": _whole(1),
@@ -169,10 +171,12 @@ _AUTOENCODER = {
     "loss.perceptual_weight": _number(0),
     "loss.perceptual_ratio": _RATE,
     "loss.perceptual_files": _TEXTS,
+    "optimizer.muon_learning_rate": _number(0),
     "optimizer.discriminator_learning_rate": _number(0),
 }
 
 _DIFFUSION = {
+    **_GROUP_NORM,
     "model.num_res_blocks": _whole(1, 100),
     "autoencoder": _TEXT,
     "latents.path": _TEXT,
@@ -195,16 +199,40 @@ _DIFFUSION = {
     "loss.min_snr_gamma": _number(0),
     "loss.condition_dropout": _FRACTION,
     "latent_scale": _number(0),
+    "optimizer.muon_learning_rate": _number(0),
     "optimizer.weight_decay": _number(0),
     "optimizer.ema_decay": _NOT_ALL,
     "sampling.num_steps": _whole(1),
     "sampling.eta": _FRACTION,
     "sampling.guidance": _number(0),
+    "sampling.guidance_interval": Rule(
+        "a pair of noise levels from 0 to 1, the lower one first",
+        lambda v: _list_of(_FRACTION).allows(v) and _rises(v),
+    ),
 }
+
+_GAN = {
+    **_GROUP_NORM,
+    "model.latent_size": _whole(1),
+    "discriminator.channels": _list_of(_whole(1), 1),
+    "optimizer.discriminator_learning_rate": _number(0),
+    "optimizer.beta1": _NOT_ALL,
+}
+
+_VAE_GAN = {
+    "loss.prior_weight": _number(0),
+    "loss.reconstruction_weight": _number(0),
+    "loss.discriminator_rest": _number(0),
+}
+
+_BRAIN_AGE = {"optimizer.weight_decay": _number(0)}
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "autoencoder": {**_COMMON, **_AUTOENCODER},
     "diffusion": {**_COMMON, **_DIFFUSION},
+    "lsgan": {**_COMMON, **_GAN},
+    "vae_gan": {**_COMMON, **_GAN, **_VAE_GAN},
+    "brain_age": {**_COMMON, **_BRAIN_AGE},
 }
 """By stage and key. Keys without a rule (loss.perceptual, mesh.rules, the sampler) are checked where they are used."""
 
@@ -219,8 +247,12 @@ def check_values(stage: str, values: Mapping[str, Any]) -> None:
     _check_model(values)
     if stage == "diffusion":
         _check_diffusion(values)
-    else:
+    elif stage == "autoencoder":
         _check_autoencoder(values)
+    elif stage == "brain_age":
+        _check_brain_age(values)
+    else:
+        _check_gan(values)
 
 
 def _nearest(rule: Rule, value: Any) -> str:
@@ -229,7 +261,7 @@ def _nearest(rule: Rule, value: Any) -> str:
 
 
 def _check_model(values: Mapping[str, Any]) -> None:
-    groups = values["model.norm_num_groups"]
+    groups = values.get("model.norm_num_groups", 1)
     odd = [width for width in values["model.channels"] if width % groups]
     if odd:
         raise UserError(f"config.model.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
@@ -250,6 +282,42 @@ def _check_autoencoder(values: Mapping[str, Any]) -> None:
     if len(blocks) != levels:
         raise UserError(
             f"config.model.num_res_blocks is {blocks!r}; one value for each of the {levels} channels is wanted."
+        )
+
+
+def _check_brain_age(values: Mapping[str, Any]) -> None:
+    if tuple(values["covariates.names"]) != ("age",) or values["covariates.extra"]:
+        raise UserError(
+            "config.covariates names other conditions than age; the brain-age network learns age alone. Leave "
+            "config.covariates.names at ('age',) and config.covariates.extra empty."
+        )
+    blocks, least = len(values["model.channels"]), min(training_grid(values["data.spacing_mm"]).shape)
+    if least < 2**blocks:
+        raise UserError(
+            f"config.model.channels has {blocks} blocks, which leave nothing of {least} voxels at "
+            f"{values['data.spacing_mm']} mm; at most {least.bit_length() - 1} are wanted."
+        )
+
+
+def _check_gan(values: Mapping[str, Any]) -> None:
+    channels, groups = values["discriminator.channels"], values["model.norm_num_groups"]
+    odd = [width for width in channels if width % groups]
+    if odd:
+        raise UserError(f"config.discriminator.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
+    shape = training_grid(values["data.spacing_mm"]).shape
+    for key, halvings in (("model", len(values["model.channels"]) - 1), ("discriminator", len(channels) - 1)):
+        odd = [side for side in shape if side % 2**halvings]
+        if not halvings or odd:
+            what = f"halve {odd[0]} voxels {halvings} times" if odd else "leave nothing to halve"
+            most = max(n for n in range(1, 9) if all(side % 2**n == 0 for side in shape))
+            raise UserError(
+                f"config.{key}.channels has {halvings + 1} levels, which {what}; 2 to {most + 1} are wanted for "
+                f"volumes of {values['data.spacing_mm']} mm."
+            )
+    if values["covariates.names"] or values["covariates.extra"]:
+        raise UserError(
+            "config.covariates names conditions, and this baseline has none, as in the paper. Leave "
+            "config.covariates.names and config.covariates.extra empty."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from brainldm import __version__
 from brainldm.datasets.demography import Demography
@@ -43,6 +44,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     on the latents of another autoencoder.
     """
     config = read_config(diffusion_workdir, "diffusion")
+    dataset = described_dataset(config.data.path)
     autoencoder = load_autoencoder(str(autoencoder_workdir))
     run_info = read_json(Path(diffusion_workdir) / "run.json")
     if autoencoder.sha256 != run_info["autoencoder_sha256"]:
@@ -53,8 +55,6 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     state = restore_state(config, diffusion_workdir)
     covariates = covariates_of(config).with_observed(run_info.get("observed", {}))
     grid = training_grid(autoencoder.spacing_mm)
-    dataset = read_json(Path(config.data.path) / "dataset_description.json") if _described(config.data.path) else {}
-    name = dataset.get("Name", Path(config.data.path).name)
     autoencoder_config = Path(autoencoder_workdir) / "config.json"
     steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
     spec = ModelSpec(
@@ -68,9 +68,8 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         covariates=covariates,
         provenance={
             "brainldm": __version__,
-            "dataset": name,
+            **dataset,
             "scans": run_info["scans_training"],
-            "embedded_population": bool(dataset.get("EmbeddedPopulation", False)),
             "autoencoder_steps": steps,
             "diffusion_steps": int(state.step),
         },
@@ -78,7 +77,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     )
     card = CARD.format(
         version=__version__,
-        dataset=name,
+        dataset=dataset["dataset"],
         scans=run_info["scans_training"],
         shape=format_shape(grid.shape),
         spacing=autoencoder.spacing_mm,
@@ -89,5 +88,11 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     return save_model(folder, spec, autoencoder.params, state.ema, card)
 
 
-def _described(path: str) -> bool:
-    return (Path(path) / "dataset_description.json").exists()
+def described_dataset(path: str) -> dict[str, Any]:
+    """What the provenance of a model says of the dataset that it learnt from."""
+    about = Path(path) / "dataset_description.json"
+    content = read_json(about) if about.exists() else {}
+    return {
+        "dataset": content.get("Name", Path(path).name),
+        "embedded_population": bool(content.get("EmbeddedPopulation", False)),
+    }

@@ -34,8 +34,11 @@ def make_optimizer(
     gradient_clip: float = 0.0,
     weight_decay: float = 0.0,
     muon_learning_rate: float = 0.0,
+    beta1: float = 0.9,
 ) -> optax.GradientTransformation:
     """AdamW (Adam without weight decay) after clipping of the global norm, linear warm-up, cosine decay if asked.
+
+    `beta1` is how much of the gradients before Adam remembers.
 
     With `muon_learning_rate` the kernels take Muon's orthogonalised steps (Jordan et al. 2024; a convolution counts as
     a matrix of its taps and inputs by its outputs) and everything else keeps Adam.
@@ -55,9 +58,9 @@ def make_optimizer(
             )
         )
     elif weight_decay:
-        optimizer = optax.adamw(schedule(learning_rate), weight_decay=weight_decay)
+        optimizer = optax.adamw(schedule(learning_rate), b1=beta1, weight_decay=weight_decay)
     else:
-        optimizer = optax.adam(schedule(learning_rate))
+        optimizer = optax.adam(schedule(learning_rate), b1=beta1)
     return optax.chain(optax.clip_by_global_norm(gradient_clip), optimizer) if gradient_clip else optimizer
 
 

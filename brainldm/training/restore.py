@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
-from brainldm.training import autoencoder, diffusion
+from brainldm.training import autoencoder, brain_age, diffusion, gan, vae_gan
 from brainldm.training.checkpoints import Checkpoints
 from brainldm.training.config import autoencoder_config, running_config, validate
-from brainldm.weights.model_folder import load_model, params_sha256
+from brainldm.weights.model_folder import load_model
+from brainldm.weights.parameter_files import params_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections
 
 
 _CAME_LATER = {
-    "autoencoder": {"model": {"architecture": "kl"}},
+    "autoencoder": {"model": {"architecture": "kl"}, "every": {"fidelity": 0}},
     "diffusion": {"loss": {"times": "uniform"}, "sampling": Sampling().to_json()},
 }
 """By stage and section of a config, what older versions did not have, and did."""
@@ -99,10 +101,18 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+_STATE_SHAPES = {
+    "autoencoder": autoencoder.state_shapes,
+    "lsgan": partial(gan.state_shapes, loss=gan.least_squares),
+    "vae_gan": partial(gan.state_shapes, loss=vae_gan.losses),
+    "brain_age": brain_age.state_shapes,
+}
+
+
 def restore_state(config: ml_collections.ConfigDict, workdir: str | Path) -> Any:
     """The newest state of a finished or running work dir, in numpy arrays, without reading its data."""
-    if config.stage == "autoencoder":
-        shapes = autoencoder.state_shapes(config)
+    if config.stage in _STATE_SHAPES:
+        shapes = _STATE_SHAPES[config.stage](config)
     else:  # by what the run noted: its autoencoder may lie elsewhere by now
         shapes = diffusion.state_shapes(config, tuple(read_json(Path(workdir) / "run.json")["latent_shape"]))
     checkpoints = Checkpoints(workdir)

@@ -129,11 +129,6 @@ class Stage(abc.ABC):
 
     # programs, for planning
 
-    @property
-    @abc.abstractmethod
-    def codec(self) -> Codec:
-        """The autoencoder of the run, on `volume_mesh`."""
-
     def program(self, name: str, batch: int | None = None) -> Program:
         """One of `program_names`, with `batch` rows in all.
 
@@ -144,6 +139,27 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def train_program(self, batch: int | None = None) -> Program:
         """The training step."""
+
+    def step_program(self, arrays: dict[str, Any], frozen: Any, batch: int) -> Program:
+        """The training step on a batch of these shapes."""
+        shapes = self.state_shapes()
+        shardings = self.state_shardings(shapes)
+        state = abstract_like(shapes, shardings)
+        return Program(self.train_step, (state, arrays, frozen), batch, state, (shardings, None), donate=(0,))
+
+    @property
+    def volume_shape(self) -> tuple[int, int, int]:
+        """Voxels of the volumes of a run."""
+        return training_grid(self.config.data.spacing_mm).shape
+
+
+class LatentStage(Stage):
+    """A stage with an autoencoder, which it trains or takes its latents from."""
+
+    @property
+    @abc.abstractmethod
+    def codec(self) -> Codec:
+        """The autoencoder of the run, on `volume_mesh`."""
 
     def encode_program(self, batch: int | None = None) -> Program:
         """From volumes to latents."""
@@ -158,18 +174,6 @@ class Stage(abc.ABC):
         params = abstract_like(codec.params_shapes, replicated(self.volume_mesh))
         latents = array_shape((batch, *codec.latent_shape), self.volume_mesh, VOLUMES)
         return Program(codec.decode, (params, latents), batch, params)
-
-    def step_program(self, arrays: dict[str, Any], frozen: Any, batch: int) -> Program:
-        """The training step on a batch of these shapes."""
-        shapes = self.state_shapes()
-        shardings = self.state_shardings(shapes)
-        state = abstract_like(shapes, shardings)
-        return Program(self.train_step, (state, arrays, frozen), batch, state, (shardings, None), donate=(0,))
-
-    @property
-    def volume_shape(self) -> tuple[int, int, int]:
-        """Voxels of the volumes of a run."""
-        return training_grid(self.config.data.spacing_mm).shape
 
 
 def mesh_of(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,23 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from brainldm.data.codec import Codec
-from brainldm.data.pipeline import VolumeSource, batches
+from brainldm.data.pipeline import VolumeSource
 from brainldm.models.build import autoencoder_halvings
-from brainldm.parallel.distributed import from_primary
+from brainldm.parallel.distributed import is_primary
 from brainldm.parallel.mesh import VOLUMES, check_volume, process_shard, replicated, shard_batch
 from brainldm.parallel.sharding import abstract_like
 from brainldm.reports.mosaics import mosaic
+from brainldm.runtime.console import log
 from brainldm.training import autoencoder
-from brainldm.training.inputs import (
-    augment_elements,
-    content_ids,
-    images_sha256,
-    padded_batches,
-    read_splits,
-    scan_info,
-    volume_sources,
-)
-from brainldm.training.stage import IMAGES, Eval, EvalResult, LoadedStage, Program, Stage, array_shape, whole_batches
+from brainldm.training.fidelity import SCANS, fidelity, nearer_than_a_rescan
+from brainldm.training.inputs import padded_batches
+from brainldm.training.stage import IMAGES, Eval, EvalResult, LatentStage, Program, array_shape, whole_batches
+from brainldm.training.stage_volumes import VolumeStage
+from brainldm.volumes.grids import training_grid
 from brainldm.weights.perceptual import load_perceptual, perceptual_distance_of, perceptual_shapes
 
 
@@ -38,7 +33,7 @@ def volume_halvings(config: ml_collections.ConfigDict) -> int:
     return max(autoencoder_halvings(config.model.to_dict()), config.discriminator.num_layers)
 
 
-class AutoencoderStage(Stage):
+class AutoencoderStage(VolumeStage, LatentStage):
     """L1 + KL + perceptual + patch-adversarial loss on volumes [B, D, H, W, 1]."""
 
     name = "autoencoder"
@@ -48,6 +43,7 @@ class AutoencoderStage(Stage):
     def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh):
         super().__init__(config, mesh)
         perceptual = perceptual_distance_of(config.loss.perceptual, config.loss.perceptual_ratio)
+        self._said_near = False
         self._init, self._train_step, self._reconstruct = autoencoder.build(config, perceptual, self.sharding)
 
     def check(self) -> None:
@@ -70,34 +66,17 @@ class AutoencoderStage(Stage):
 
     # data and evals
 
-    def load(self, workdir: Path) -> LoadedStage:
-        config, every = self.config, self.config.every
-        frozen = load_perceptual(config.loss.perceptual, tuple(config.loss.perceptual_files))
-        splits, excluded = read_splits(config)
-        train, validation = volume_sources(config, splits)
-        process, processes = process_shard(self.mesh)
-        return LoadedStage(
-            init=self.init,
-            frozen=self.sharding.put_params(frozen),
-            train=batches(
-                train,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                transform=augment_elements(config),
-                process_index=process,
-                process_count=processes,
-            ),
-            names=[record.name for record in splits["train"]],
-            evals={
-                "validation": Eval(every.validate, partial(self.validate, validation)),
-                "images": Eval(every.images, partial(self.reconstructions, validation)),
-            },
-            run_info={
-                **scan_info(splits),
-                "images_sha256": from_primary(lambda: images_sha256(content_ids(splits["train"]))),
-            },
-            excluded=excluded,
-        )
+    def frozen(self) -> Any:
+        loss = self.config.loss
+        return self.sharding.put_params(load_perceptual(loss.perceptual, tuple(loss.perceptual_files)))
+
+    def evals(self, validation: VolumeSource) -> dict[str, Eval]:
+        every = self.config.every
+        return {
+            "validation": Eval(every.validate, partial(self.validate, validation)),
+            "fidelity": Eval(every.fidelity, partial(self.fidelity, validation)),
+            "images": Eval(every.images, partial(self.reconstructions, validation)),
+        }
 
     def validate(self, source: VolumeSource, state: Any) -> EvalResult:
         """Loss, L1, KL and PSNR over all held-out scans, by the posterior's mean."""
@@ -110,6 +89,27 @@ class AutoencoderStage(Stage):
         l1, kl = np.mean(found["l1"]), np.mean(found["kl"])
         loss = l1 + self.config.loss.kl_weight * kl
         return EvalResult({"loss": loss, "l1": l1, "kl": kl, "psnr": float(np.mean(-10 * np.log10(found["mse"])))})
+
+    def fidelity(self, source: VolumeSource, state: Any) -> EvalResult:
+        """Similarity, sharpness and ventricles of some held-out reconstructions beside the scans.
+
+        Says once when they are nearer to the scans than a second scan would be.
+        """
+        images, outputs = [], []
+        rows, shard = whole_batches(IMAGES, self.mesh), process_shard(self.mesh)
+        for batch, real in padded_batches(source, rows, self.config.data.threads, shard):
+            image, output = map(np.asarray, self._pairs(state.params, shard_batch(batch["image"], self.mesh)))
+            images.extend(image[: min(real, SCANS - len(images))])
+            outputs.extend(output[: min(real, SCANS - len(outputs))])
+            if len(images) >= SCANS:
+                break
+        spacing = self.config.data.spacing_mm
+        figures = fidelity(images, outputs, training_grid(spacing))
+        near = nearer_than_a_rescan(figures, spacing)
+        if near and not self._said_near and is_primary():
+            log(near)
+        self._said_near = self._said_near or bool(near)
+        return EvalResult(figures)
 
     def reconstructions(self, source: VolumeSource, state: Any) -> EvalResult:
         """Some held-out scans beside their reconstructions."""

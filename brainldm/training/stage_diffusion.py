@@ -35,10 +35,19 @@ from brainldm.training.inputs import (
     scan_info,
 )
 from brainldm.training.restore import autoencoder_arguments, load_autoencoder
-from brainldm.training.stage import IMAGES, Eval, EvalResult, LoadedStage, Program, Stage, array_shape, whole_batches
+from brainldm.training.stage import (
+    IMAGES,
+    Eval,
+    EvalResult,
+    LatentStage,
+    LoadedStage,
+    Program,
+    array_shape,
+    whole_batches,
+)
 
 
-class DiffusionStage(Stage):
+class DiffusionStage(LatentStage):
     """A denoising loss on latents [B, d, h, w, C] with conditions [B, K]. The autoencoder alone splits volumes."""
 
     name = "diffusion"

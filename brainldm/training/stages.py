@@ -7,9 +7,13 @@ from jax.sharding import Mesh
 
 from brainldm.training.stage import Stage
 from brainldm.training.stage_autoencoder import AutoencoderStage
+from brainldm.training.stage_brain_age import BrainAgeStage
 from brainldm.training.stage_diffusion import DiffusionStage
+from brainldm.training.stage_gan import LsganStage, VaeGanStage
 
-STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in (AutoencoderStage, DiffusionStage)}
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (AutoencoderStage, DiffusionStage, LsganStage, VaeGanStage, BrainAgeStage)
+}
 
 
 def stage_class(config: ml_collections.ConfigDict) -> type[Stage]:

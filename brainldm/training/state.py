@@ -1,4 +1,4 @@
-"""The whole of a training run as one pytree per stage, and what both stages do with gradients."""
+"""The whole of a training run as one pytree per stage, and what all stages do with gradients."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ class AutoencoderState:
     discriminator: Tree
     batch_stats: Tree
     discriminator_opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class GanState:
+    """State of an adversarial baseline: `params` holds the generator and, of the VAE-GAN, the encoder, by name."""
+
+    step: jax.Array  # int32, steps done
+    params: dict[str, Tree]
+    opt_state: optax.OptState
+    discriminator: Tree
+    discriminator_opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class BrainAgeState:
+    """State of the brain-age network."""
+
+    step: jax.Array  # int32, steps done
+    params: Tree
+    batch_stats: Tree
+    opt_state: optax.OptState
 
 
 @flax.struct.dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,15 @@ class Grid:
     def voxel_ml(self) -> float:
         """Volume of one voxel in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The grid as model.json holds it."""
+        return {"shape": self.shape, "affine": self.affine.tolist(), "orientation": "RAS"}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Grid:
+        """The reverse of `to_json`."""
+        return cls(tuple(content["shape"]), np.asarray(content["affine"], np.float64))
 
 
 def training_grid(spacing_mm: float = 1) -> Grid:

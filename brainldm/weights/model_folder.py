@@ -1,47 +1,31 @@
-"""The released form of a model: a folder of JSON and safetensors, never code or pickles.
+"""The released form of a latent diffusion model: a folder of JSON and safetensors, never code or pickles.
 
 model.json                 architectures, schedule, prediction, latent scale, image grid, conditions and whose they
                            were, provenance
-autoencoder.safetensors    parameters, names are paths in the parameter tree joined by "/"
+autoencoder.safetensors    parameters of both networks, see parameter_files.py
 unet.safetensors
-SHA256SUMS                 of the three files above and README.md
-README.md                  model card
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 
-from brainldm import __version__
 from brainldm.datasets.covariates import Covariates
 from brainldm.datasets.demography import Demography
 from brainldm.diffusion.sampling import Sampling
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
 from brainldm.models.unet import DiffusionUNet
-from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import SUMS, read_json, read_sums, verify_sums, write_atomically, write_sums
-from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
+from brainldm.weights.parameter_files import FORMAT_VERSION, LATENT_DIFFUSION, open_folder, write_folder
 
-FORMAT_VERSION = 1
-AUTOENCODER, UNET, SPEC, CARD = (
-    "autoencoder.safetensors",
-    "unet.safetensors",
-    "model.json",
-    "README.md",
-)
+AUTOENCODER, UNET = "autoencoder.safetensors", "unet.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +46,11 @@ class ModelSpec:
     covariates: Covariates
     provenance: dict[str, Any]
     demography: Demography | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the model is, one of `parameter_files.KINDS`."""
+        return LATENT_DIFFUSION
 
     def make_autoencoder(self, num_devices: int = 1) -> AutoencoderKL:
         """The Linen module, for programs whose arrays are sharded over `num_devices`."""
@@ -89,7 +78,7 @@ class ModelSpec:
             "latent_scale": self.latent_scale,
             "latent_shape": self.latent_shape,
             "sampling": self.sampling.to_json(),
-            "image": {"shape": self.grid.shape, "affine": self.grid.affine.tolist(), "orientation": "RAS"},
+            "image": self.grid.to_json(),
             "covariates": self.covariates.to_json(),
             "provenance": self.provenance,
             **({} if self.demography is None else {"demography": self.demography.to_json()}),
@@ -99,9 +88,8 @@ class ModelSpec:
     def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
         """The reverse of `to_json`."""
         covariates, demography = Covariates.from_json(content["covariates"]), content.get("demography")
-        grid = Grid(tuple(content["image"]["shape"]), np.asarray(content["image"]["affine"], np.float64))
         return cls(
-            grid=grid,
+            grid=Grid.from_json(content["image"]),
             covariates=covariates,
             demography=None if demography is None else Demography.from_json(demography, covariates),
             sampling=Sampling(**content["sampling"]),
@@ -125,61 +113,26 @@ class Model:
 
 def save_model(folder: str | Path, spec: ModelSpec, autoencoder: Any, unet: Any, card: str) -> str:
     """Write a model folder and return its hash. Raises UserError when the folder holds something already."""
-    with new_folder(folder) as folder:
-        contents = {
-            SPEC: (json.dumps(spec.to_json(), indent=1) + "\n").encode(),
-            AUTOENCODER: safetensors.numpy.save(flatten(autoencoder)),
-            UNET: safetensors.numpy.save(flatten(unet)),
-            CARD: card.encode(),
-        }
-        for name, content in contents.items():
-            write_atomically(folder / name, content)
-        sums = write_sums(folder, list(contents))  # last: a folder without it is not finished
-        return hashlib.sha256(sums).hexdigest()
+    return write_folder(folder, spec.to_json(), {AUTOENCODER: autoencoder, UNET: unet}, card)
 
 
 def load_model(folder: str | Path) -> Model:
     """Read a model folder, every file checked against SHA256SUMS and every parameter against its architecture.
 
-    Raises UserError when something is missing, changed, of another format version, or does not fit.
+    Raises UserError when something is missing, changed, of another kind or format version, or does not fit.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. A model folder is made by `brainldm export` or `brainldm convert`.")
-    try:
-        sums = (folder / SUMS).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: no readable {SUMS}, so this is no (finished) model folder. Make it with `brainldm export`."
-        ) from error
-    for name, problem in verify_sums(folder, read_sums(sums), (SPEC, AUTOENCODER, UNET)).items():
-        path = folder / name
-        if problem == "missing":
-            raise UserError(f"{path}: missing. Copy the model folder again, whole.")
-        raise UserError(
-            f"{path}: its SHA-256 is not the one in {SUMS}. The file was changed or damaged after it was written. Copy "
-            "the model folder again."
-            if problem == "changed"
-            else f"{path}: {problem}. Check its permissions."
-        )
-    content = read_json(folder / SPEC)
-    if content.get("format") != "brainldm-model" or content.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder / SPEC}: format {content.get('format')!r} version {content.get('format_version')!r}; this "
-            f"brainldm ({__version__}) reads 'brainldm-model' version {FORMAT_VERSION}. Use a matching version."
-        )
-    try:
+    opened = open_folder(folder, LATENT_DIFFUSION)
+
+    def read(content: dict[str, Any]) -> tuple[ModelSpec, AutoencoderKL, DiffusionUNet]:
         spec = ModelSpec.from_json(content)
-        autoencoder, unet = spec.make_autoencoder(), spec.make_unet()
-    except UserError as error:
-        raise UserError(f"{folder / SPEC}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / SPEC}: not a description this version understands ({error!r}).") from error
+        return spec, spec.make_autoencoder(), spec.make_unet()
+
+    spec, autoencoder, unet = opened.described(read)
     return Model(
         spec=spec,
-        autoencoder=_read(folder / AUTOENCODER, autoencoder_shapes(autoencoder, spec.grid)),
-        unet=_read(folder / UNET, unet_shapes(unet, spec.latent_shape, spec.covariates.width)),
-        sha256=hashlib.sha256(sums).hexdigest(),
+        autoencoder=opened.params(AUTOENCODER, autoencoder_shapes(autoencoder, spec.grid)),
+        unet=opened.params(UNET, unet_shapes(unet, spec.latent_shape, spec.covariates.width)),
+        sha256=opened.sha256,
     )
 
 
@@ -198,50 +151,3 @@ def unet_shapes(unet: DiffusionUNet, latent_shape: tuple[int, ...], condition_di
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1, condition_dim), jnp.float32),
     )["params"]
-
-
-def flatten(params: Any) -> dict[str, np.ndarray]:
-    """A parameter tree as {"path/of/names": contiguous array}."""
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    return {name: np.ascontiguousarray(array) for name, array in flat.items()}
-
-
-def check_params(params: Any, shapes: Any, where: str) -> None:
-    """Raise UserError naming the first parameters that are absent, unknown or of another shape."""
-    have, want = flatten_shapes(params), flatten_shapes(shapes)
-    absent, unknown = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
-    wrong = sorted(name for name in want.keys() & have.keys() if want[name] != have[name])
-    if absent or unknown or wrong:
-        raise UserError(
-            f"{where}: the parameters do not fit the network: {len(absent)} missing {absent[:3]}, {len(unknown)} "
-            f"unknown {unknown[:3]}, {len(wrong)} of another shape {[(n, have[n], want[n]) for n in wrong[:3]]}."
-        )
-
-
-def flatten_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """{"path/of/names": shape} of a parameter tree."""
-    return {name: tuple(x.shape) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
-
-
-def params_sha256(params: Any) -> str:
-    """A hash of a parameter tree: names, shapes and values."""
-    digest = hashlib.sha256()
-    for name, array in sorted(flatten(params).items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _read(path: Path, shapes: Any) -> Any:
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except Exception as error:  # the safetensors package raises its own kinds
-        raise UserError(f"{path}: not a readable safetensors file ({error}).") from error
-    check_params(tensors, shapes, str(path))
-    wrong = sorted(name for name, array in tensors.items() if not jnp.issubdtype(array.dtype, jnp.floating))
-    if wrong:
-        raise UserError(
-            f"{path}: {len(wrong)} parameters are no floating-point numbers, {wrong[0]} is {tensors[wrong[0]].dtype}. "
-            "These are not the weights of this model."
-        )
-    return flax.traverse_util.unflatten_dict(tensors, sep="/")

@@ -1,5 +1,6 @@
 """How samples are drawn, checked before any work."""
 
+import json
 import math
 
 import pytest
@@ -23,6 +24,11 @@ from brainldm.runtime.errors import UserError
         ({"guidance": math.inf}, "guidance"),
         ({"guidance": 1e308}, "guidance .* from 0 to 100"),
         ({"guidance": None}, "guidance"),
+        ({"guidance_interval": (0.5, 0.5)}, "lower one first"),
+        ({"guidance_interval": (0.2, 1.5)}, "two noise levels"),
+        ({"guidance_interval": (0.2, math.nan)}, "two noise levels"),
+        ({"guidance_interval": 0.4}, "two noise levels"),
+        ({"guidance_interval": "01"}, "two noise levels"),
         ({"sampler": "euler"}, "ddim, ddpm, dpmpp_2m"),
         ({"spacing": "linear"}, "leading, trailing, karras, log_snr"),
         ({"sampler": "dpmpp_2m", "eta": 0.5}, "only the sampler ddim"),
@@ -34,6 +40,6 @@ def test_what_cannot_be_meant_is_refused(wrong, said):
 
 
 def test_it_is_read_from_its_json_and_from_that_of_older_models():
-    sampling = Sampling(20, 0.0, 4.0, "dpmpp_2m", "karras")
-    assert Sampling(**sampling.to_json()) == sampling
+    sampling = Sampling(20, 0.0, 4.0, "dpmpp_2m", "karras", (0.25, 0.75))
+    assert Sampling(**json.loads(json.dumps(sampling.to_json()))) == sampling
     assert Sampling(**{"num_steps": 25, "eta": 0.5, "guidance": 2.0}) == Sampling(25, 0.5, 2.0, "ddim", "leading")

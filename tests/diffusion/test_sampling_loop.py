@@ -78,6 +78,58 @@ def test_what_is_computed_before_the_loop_changes_no_sample(sampler, guidance):
     assert_same_samples(Sampling(3, guidance=guidance, sampler=sampler, spacing="log_snr"))
 
 
+HALF = Sampling(4, guidance=4.0, guidance_interval=(0.5, 0.9))
+
+
+def test_outside_of_the_interval_the_plain_model_is_evaluated_alone():
+    network, params = network_of()
+    chain = make_chain(SCHEDULE, HALF.num_steps, HALF.spacing)
+    scales = np.where([0.5 <= level <= 0.9 for level in np.sqrt(chain.b[:-1])], 4.0, 1.0).astype(np.float32)
+    assert set(scales) == {1.0, 4.0}
+
+    def expected(params, c, keys):
+        null = network.apply({"params": params}, method="null_conditions")
+
+        def denoise(x, i):
+            function = guided(lambda x, t, c: network.apply({"params": params}, x, t, c), null, jnp.asarray(scales)[i])
+            return denoiser(lambda x, t: function(x, t, c), chain, "velocity")(x, i)
+
+        noise = functools.partial(step_noise, keys, shape=LATENT)
+        return SAMPLERS["ddim"](denoise, chain, initial_noise(keys, LATENT), noise, 0.0)
+
+    found, wanted = (
+        jax.jit(draw, compiler_options=QUICK)(params, CONDITIONS, KEYS)
+        for draw in (sampler_of(network, HALF), expected)
+    )
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    (scan,) = scans(jax.make_jaxpr(sampler_of(network, HALF))(params, CONDITIONS, KEYS).jaxpr)
+    (choice,) = (e for e in scan.params["jaxpr"].jaxpr.eqns if e.primitive.name == "cond")
+    batches = [first_batch(branch.jaxpr) for branch in choice.params["branches"]]
+    assert batches == [2, 4]  # false: conditions alone; true: beside the null condition
+
+
+def first_batch(jaxpr):
+    """The batch of the first convolution of a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return equation.invars[0].aval.shape[0]
+        for value in equation.params.values():
+            if hasattr(value, "jaxpr") and (found := first_batch(value.jaxpr)):
+                return found
+    return None
+
+
+def test_an_interval_of_all_levels_is_the_program_without_one():
+    network, params = network_of()
+
+    def program(sampling):
+        return str(jax.make_jaxpr(sampler_of(network, sampling))(params, CONDITIONS, KEYS))
+
+    whole = program(Sampling(3, guidance=4.0))
+    assert program(Sampling(3, guidance=4.0, guidance_interval=(0.001, 1.0))) == whole
+    assert program(Sampling(3, guidance=4.0, guidance_interval=(0.5, 1.0))) != whole
+
+
 @pytest.mark.parametrize("way", ["cross_attention", None])
 def test_nor_does_it_with_one_way_of_conditioning_or_none(way):
     assert_same_samples(Sampling(2), **{name: name == way for name in WAYS}, resblock_updown=False)

@@ -23,7 +23,9 @@ SHA256 = "ab" * 32
 def fake_model(shape=SHAPE):
     """What `generate` looks at of a model."""
     grid = Grid(shape, np.diag([4.0, 4.0, 4.0, 1.0]))
-    spec = SimpleNamespace(covariates=Covariates(), grid=grid, provenance={"dataset": "nobody"}, schedule={})
+    spec = SimpleNamespace(
+        covariates=Covariates(), grid=grid, provenance={"dataset": "nobody"}, schedule={}, kind="latent_diffusion"
+    )
     return SimpleNamespace(spec=spec, sha256=SHA256)
 
 

@@ -106,10 +106,11 @@ def samples(mesh):
     c = np.linspace(0, 1, 32, dtype=np.float32).reshape(8, 4)
     latent = jnp.zeros((8, 4, 4, 4, 2))
     params = numbers(jax.eval_shape(network.init, jax.random.key(0), latent, latent[:, 0, 0, 0, 0], c)["params"])
+    sampling = Sampling(2, guidance=3.0, guidance_interval=(0.5, 1.0))  # the first of the two steps
 
     def draw(params, c, keys):
         return sample_latents(
-            *(network, params, make_schedule(), Sampling(2, guidance=3.0), c, keys, latent.shape[1:]),
+            *(network, params, make_schedule(), sampling, c, keys, latent.shape[1:]),
             prediction="velocity",
             constrain=batch_constraint(mesh),
         )

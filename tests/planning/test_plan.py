@@ -373,6 +373,19 @@ def test_a_diffusion_run_on_virtual_devices(capsys, tmp_path):
     assert sample["arithmetic"] / 2 == pytest.approx(2 / 3 * step["arithmetic"] / 4, rel=0.1)
 
 
+def test_a_baseline_on_virtual_devices(capsys):
+    """It makes volumes in one program of its own, and its devices split the batch and the state."""
+    plan = _plan(
+        capsys,
+        *("--config", "lsgan:tiny", "--devices", "2", "--no-search", "--config.mesh.data=1", "--config.mesh.fsdp=2"),
+        *("--config.mesh.rules=fsdp", "--config.mesh.min_size=64"),
+    )
+    step, generate = plan["programs"]["train"], plan["programs"]["generate"]
+    assert (step["batch"], step["shards"], generate["batch"]) == (2, 2, 2)
+    assert "all-gather" in {item["kind"] for item in step["collectives"]}
+    assert generate["arithmetic"] < step["arithmetic"] / 3
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu")
 def test_a_tpu_topology(capsys):
     plan = _plan(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from brainldm.runtime.errors import UserError
-from brainldm.training.config import autoencoder_config, diffusion_config, validate
+from brainldm.training.config import CONFIGS, autoencoder_config, diffusion_config, validate
 from brainldm.training.config_files import packaged_configs
 from brainldm.training.config_rules import RULES
 from brainldm.training.flags import load_config
@@ -129,7 +129,7 @@ def test_packaged_configs_are_possible(name, arg):
 
 
 def test_every_key_has_a_rule_but_those_that_are_understood_elsewhere():
-    for make in (autoencoder_config, diffusion_config):
+    for make in CONFIGS.values():
         config = make()
         keys = set(_keys(config.to_dict()))
         without = {key for key in keys - set(RULES[config.stage]) if not key.startswith("covariates.ranges.")}

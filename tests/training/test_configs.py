@@ -7,7 +7,7 @@ import pytest
 
 from brainldm.cli import main
 from brainldm.runtime.errors import UserError
-from brainldm.training.config import autoencoder_config, diffusion_config
+from brainldm.training.config import CONFIGS
 from brainldm.training.config_arg import parse_arg
 from brainldm.training.config_files import config_file, packaged_configs
 from brainldm.training.flags import load_config, parse, process_flags
@@ -33,7 +33,7 @@ def test_every_packaged_config_comes_out_as_recorded(repository):
         found = flat(config.to_dict())
         assert {key: found.get(key) for key in expected} == expected, name
         # Keys that came later leave older configs as they were: they have their defaults.
-        defaults = flat({"autoencoder": autoencoder_config, "diffusion": diffusion_config}[config.stage]().to_dict())
+        defaults = flat(CONFIGS[config.stage]().to_dict())
         added = found.keys() - expected.keys()
         assert {key: found[key] for key in added} == {key: defaults[key] for key in added}, name
     assert {name.partition(":")[0] for name in recorded(repository)} == set(packaged_configs())
