@@ -102,7 +102,7 @@ def generate(
     written.
     """
     check_shard(shard)
-    if isinstance(model, Model):
+    if not isinstance(model, GanModel):
         check_sampling(model.spec, settings.sampling)
     flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
     out, grid = Path(out), model.spec.grid
@@ -152,7 +152,7 @@ def _job(model: Model | GanModel, rows: Sequence[Row], settings: Settings, note:
     return Job(
         model_sha256=model.sha256,
         kind=model.spec.kind,
-        sampling=settings.sampling if isinstance(model, Model) else None,
+        sampling=None if isinstance(model, GanModel) else settings.sampling,
         seed=settings.seed,
         batch_size=settings.batch_size,
         count=len(rows),
