@@ -61,6 +61,11 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "or its evenly spaced quantiles, levels by their shares",
     )
     parser.add_argument(
+        "--only-asked",
+        action="store_true",
+        help="leave what is not asked for to the model, one that was trained with config.loss.covariate_dropout",
+    )
+    parser.add_argument(
         "--sweep",
         metavar="NAME=LOW:HIGH:COUNT|NAME=A|B",
         help="draw every brain COUNT times, noise and all else as they are",
@@ -160,12 +165,17 @@ def run(options: argparse.Namespace) -> None:
         extrapolate=options.extrapolate,
         chunk_size=options.chunk_size,
     )
-    covariates = model.spec.covariates
+    covariates, subset = model.spec.covariates, options.only_asked
+    if subset and not model.spec.takes_subsets:
+        raise UserError(
+            "--only-asked: this model needs all its conditions, because it was trained without "
+            "config.loss.covariate_dropout. Leave the flag out: what is not asked for is drawn."
+        )
     if options.participants:
-        rows = read_conditions(options.participants, covariates)[: options.n]
+        rows = read_conditions(options.participants, covariates, model.spec.takes_subsets)[: options.n]
     else:
         demography = _demography(options, model.spec) if covariates else None
-        rows = draw_conditions(covariates, options.n or 1, options.seed, named, demography)
+        rows = draw_conditions(covariates, options.n or 1, options.seed, named, demography, subset)
         if demography is not None:
             for line in percentiles(covariates, demography, named):
                 log(line)

@@ -209,8 +209,14 @@ class Covariates:
         """Length of the condition vector: the context of the denoising network."""
         return sum(item.width for item in self.items)
 
-    def parse(self, row: Mapping[str, Any], where: str) -> dict[str, float | str]:
-        """The conditions of one table row, in their units. Raises UserError naming `where` and the column."""
+    def parse(self, row: Mapping[str, Any], where: str, subset: bool = False) -> dict[str, float | str]:
+        """The conditions of one table row, in their units. Raises UserError naming `where` and the column.
+
+        With `subset` those that are missing are left out.
+        """
+        if subset:
+            given = [item for item in self.items if not is_missing(str(row.get(item.name, "")))]
+            return {item.name: item.parse(row[item.name], where) for item in given}
         absent = [name for name in self.names if name not in row]
         if absent:
             raise UserError(
@@ -220,8 +226,15 @@ class Covariates:
         return {item.name: item.parse(row[item.name], where) for item in self.items}
 
     def encode(self, rows: Sequence[Mapping[str, float | str]]) -> np.ndarray:
-        """Condition vectors of parsed rows, float32 [N, width]."""
-        normalised = [[value for item in self.items for value in item.encode(row[item.name])] for row in rows]
+        """Condition vectors of parsed rows, float32 [N, width]; NaN for what a row does not have."""
+        normalised = [
+            [
+                value
+                for item in self.items
+                for value in (item.encode(row[item.name]) if item.name in row else (math.nan,) * item.width)
+            ]
+            for row in rows
+        ]
         return np.asarray(normalised, np.float32).reshape(len(rows), self.width)
 
     def decode(self, normalised: np.ndarray) -> list[dict[str, float | str]]:
@@ -237,7 +250,7 @@ class Covariates:
             limits = f"({'trained on' if item.observed else 'range'} {item.limits[0]:g} to {item.limits[1]:g})"
             return " ".join(filter(None, (item.name, f"{row[item.name]:g}", item.unit, limits)))
 
-        return [phrase(item) for item in self.items if not item.contains(row[item.name])]
+        return [phrase(item) for item in self.items if item.name in row and not item.contains(row[item.name])]
 
     def observed_in(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, list[float]]:
         """{name: [lowest, highest]} of the numbers in parsed rows, conditions with levels left out."""

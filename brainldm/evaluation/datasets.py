@@ -72,10 +72,11 @@ def open_datasets(synthetic: str | Path, real: str | Path) -> tuple[Scans, Scans
     """The images of a synthetic and of a real dataset, on the grid of the first synthetic image.
 
     Raises UserError when a dataset cannot be read, or the synthetic one says neither ventricles_ml nor brain_ml and
-    not that its model takes no conditions. An image on another grid raises when it is read.
+    not that its model takes no conditions, or that some were left out. An image on another grid raises when it is read.
     """
     tables = read_participants(synthetic), read_participants(real)
-    unconditional = description(synthetic).get("Conditional") is False
+    said = description(synthetic)
+    unconditional = said.get("Conditional") is False or said.get("ConditionsLeftOut") is True
     if not unconditional and not _filled(tables[0]) & {"ventricles_ml", "brain_ml"}:
         raise UserError(
             f"{Path(synthetic) / 'participants.tsv'}: neither ventricles_ml nor brain_ml among its columns, so what "

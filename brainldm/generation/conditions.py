@@ -28,15 +28,19 @@ def draw_conditions(
     seed: int,
     fixed: Mapping[str, str],
     demography: Demography | None = None,
+    subset: bool = False,
 ) -> list[dict[str, float | str]]:
     """`count` rows of conditions. `fixed` holds, by name, a value ("70", "F") or a range ("60:75").
 
     With a `demography` a condition with a range is drawn as its people have it within the range, and one that is not
     named as they have it given the others. Without one, each is drawn by itself and uniformly: from its range, or from
-    what the model was trained on. Row k depends on (seed, k) alone. Raises UserError for a name or value that the model
-    does not understand.
+    what the model was trained on. With `subset` what is not named is left out. Row k depends on (seed, k) alone. Raises
+    UserError for a name or value that the model does not understand.
     """
     values, bounds = parse_fixed(covariates, fixed)
+    if subset:
+        rows = draw_conditions(covariates, count, seed, fixed, demography)
+        return [{name: value for name, value in row.items() if name in fixed} for row in rows]
     if demography is None:
         return [_uniform(covariates, np.random.default_rng([seed, k]), values, bounds) for k in range(count)]
     rows = []
@@ -141,19 +145,33 @@ def _rounded(value: float, low: float, high: float) -> float:
     return min(max(round(value, digits), low), high)
 
 
-def read_conditions(path: str | Path, covariates: Covariates) -> list[dict[str, float | str]]:
-    """The conditions of a participants.tsv (or of the dataset that holds one), one row per brain wanted."""
-    return [covariates.parse(row, f"{path}, {row['participant_id']}") for row in read_participants(path).rows]
+def read_conditions(path: str | Path, covariates: Covariates, subset: bool = False) -> list[dict[str, float | str]]:
+    """The conditions of a participants.tsv (or of the dataset that holds one), one row per brain wanted.
+
+    With `subset` those that a row does not have are left out.
+    """
+    rows = read_participants(path).rows
+    return [covariates.parse(row, f"{path}, {row['participant_id']}", subset) for row in rows]
 
 
-def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool) -> list[bool]:
-    """Which rows lie outside what the model knows. Raises UserError for the first unless `extrapolate`.
+def check_conditions(
+    rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool, subset: bool = False
+) -> list[bool]:
+    """Which rows lie outside what the model knows.
+
+    Raises UserError for the first unless `extrapolate`, and for one that lacks a condition unless `subset`.
 
     Outside is what no training scan reached or, for a model that does not say what these were, its range. A value so
     far off that it cannot be meant is refused all the same.
     """
     flags = []
     for number, row in enumerate(rows):
+        absent = [name for name in covariates.names if name not in row]
+        if absent and not subset:
+            raise UserError(
+                f"Brain {number + 1}: {', '.join(absent)} is not given, and this model needs all its conditions: "
+                "it was trained without config.loss.covariate_dropout. Give every one."
+            )
         outside = covariates.outside(row)
         if outside and not extrapolate:
             raise UserError(
@@ -162,6 +180,7 @@ def check_conditions(rows: Sequence[Mapping[str, Any]], covariates: Covariates, 
             )
         with np.errstate(over="ignore"):
             normalised = covariates.encode([row])[0] if outside else np.zeros(1)
+        normalised = normalised[~np.isnan(normalised)]
         if not np.isfinite(normalised).all() or np.abs(normalised).max() > FARTHEST:
             raise UserError(f"Brain {number + 1}: {'; '.join(outside)}. That is too far off to be meant.")
         flags.append(bool(outside))

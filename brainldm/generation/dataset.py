@@ -104,7 +104,7 @@ def generate(
     check_shard(shard)
     if not isinstance(model, GanModel):
         check_sampling(model.spec, settings.sampling)
-    flags = check_conditions(rows, model.spec.covariates, settings.extrapolate)
+    flags = check_conditions(rows, model.spec.covariates, settings.extrapolate, model.spec.takes_subsets)
     out, grid = Path(out), model.spec.grid
     job = _job(model, rows, settings, note, shard[1])
     require_own_folder(out, JOB)

@@ -110,6 +110,11 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
         extra={
             "Synthetic": True,
             "Conditional": bool(columns),
+            **(
+                {"ConditionsLeftOut": True}
+                if any(len(e["conditions"]) < len(about["columns"]) for e in entries)
+                else {}
+            ),
             "ModelSHA256": job.model_sha256,
             "TrainedOn": about["trained_on"],
             "EmbeddedPopulation": about["embedded_population"],

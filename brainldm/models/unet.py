@@ -13,96 +13,12 @@ import jax.numpy as jnp
 
 from brainldm.models.attention import SpatialTransformer
 from brainldm.models.kernels import cast_kernels
-from brainldm.models.layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    average_pool,
-    timestep_embedding,
-    upsample_nearest,
-)
+from brainldm.models.layers import Conv, Dense, GroupNorm, timestep_embedding
 from brainldm.models.remat import remat_at
+from brainldm.models.unet_blocks import ConvDownsample, ConvUpsample, ResnetBlock
 from brainldm.runtime.errors import UserError
 
 _zeros = nn.initializers.zeros_init()
-
-
-class ResnetBlock(nn.Module):
-    """Residual block with the time embedding added between its two convolutions.
-
-    A condition embedding gives scale and shift of the second norm, per channel, zero at the start (adaptive group norm,
-    Dhariwal and Nichol 2021).
-
-    Attributes:
-        resample: "up" or "down" resamples both the branch (before its first convolution) and the skip.
-
-    Args of the call: `x` `[B, D, H, W, C]`; `shift` `[B, features]` from `embed_times`; `modulation` `[B, 2 features]`
-    from `project_conditions`, or None.
-    """
-
-    features: int
-    norm_num_groups: int
-    norm_eps: float
-    dtype: jnp.dtype
-    conv_route: str
-    resample: str | None = None
-
-    def setup(self):
-        norm = {"num_groups": self.norm_num_groups, "epsilon": self.norm_eps, "dtype": self.dtype}
-        conv = {"dtype": self.dtype, "conv_route": self.conv_route}
-        self.norm1 = GroupNorm(**norm)
-        self.conv1 = Conv(self.features, upsample=self.resample == "up", **conv)
-        self.time_emb_proj = Dense(self.features, dtype=self.dtype)
-        self.norm2 = GroupNorm(**norm)
-        self.condition_proj = Dense(2 * self.features, kernel_init=_zeros, dtype=self.dtype)
-        self.conv2 = Conv(self.features, kernel_init=_zeros, **conv)
-        self.skip_connection = Conv(self.features, kernel_size=1, **conv)  # where the widths differ
-
-    def embed_times(self, time: jax.Array) -> jax.Array:
-        """`[n, T]`, after its activation, to `[n, features]`."""
-        return self.time_emb_proj(time)
-
-    def project_conditions(self, embedded: jax.Array | None) -> jax.Array | None:
-        """`[B, T]`, after its activation, to `[B, 2 features]`."""
-        return None if embedded is None else self.condition_proj(embedded)
-
-    def __call__(self, x: jax.Array, shift: jax.Array, modulation: jax.Array | None) -> jax.Array:
-        h = nn.silu(self.norm1(x))
-        if self.resample == "down":
-            x, h = average_pool(x), average_pool(h)
-        elif self.resample == "up":
-            x = upsample_nearest(x)  # and `conv1` the branch
-        h = self.conv1(h) + shift[:, None, None, None]
-        h = self.norm2(h)
-        if modulation is not None:
-            scale, offset = jnp.split(modulation[:, None, None, None], 2, axis=-1)
-            h = h * (1 + scale) + offset
-        h = self.conv2(nn.silu(h))
-        if x.shape[-1] != self.features:
-            x = self.skip_connection(x)
-        return x + h
-
-
-class ConvDownsample(nn.Module):
-    """Halve each side by a convolution of stride 2 with one zero on either end of each axis."""
-
-    dtype: jnp.dtype
-    conv_route: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *_) -> jax.Array:
-        return Conv(x.shape[-1], stride=2, dtype=self.dtype, conv_route=self.conv_route, name="op")(x)
-
-
-class ConvUpsample(nn.Module):
-    """Double each side by repetition, then convolve."""
-
-    dtype: jnp.dtype
-    conv_route: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *_) -> jax.Array:
-        return Conv(x.shape[-1], upsample=True, dtype=self.dtype, conv_route=self.conv_route, name="postconv")(x)
 
 
 class UNetLevel(nn.Module):
@@ -225,6 +141,8 @@ class DiffusionUNet(nn.Module):
             theirs. The block in the middle has the last level's.
         null_condition: what stands for "no condition" (for classifier-free guidance): a number for all
             conditions, or "learned" for a parameter `null_condition` `[condition_dim]`, which starts at -1.
+        condition_flags: single conditions may be NaN, which is "not given": the null condition takes their place, and
+            one more input for each says whether it was given, so that no value can be mistaken for none.
         dtype: type of the computation. Parameters, statistics of norms, attention scores, the first and last
             convolution and the result are float32.
         remat: recompute blocks in the backward pass in place of keeping their insides: True, or the levels at which
@@ -247,6 +165,7 @@ class DiffusionUNet(nn.Module):
     cross_attention: bool = True
     adaptive_norm: bool = False
     null_condition: str | float = -1.0
+    condition_flags: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool | Sequence[int] = False
     conv_route: str = "planes_on_cpu"
@@ -309,7 +228,7 @@ class DiffusionUNet(nn.Module):
         if condition is None or condition.shape[1:] != (self.condition_dim,):
             found = "none was given" if condition is None else f"{condition.shape} was given"
             raise UserError(f"The UNet needs a condition of shape (batch, {self.condition_dim}); {found}.")
-        condition, embedded = condition.astype(jnp.float32), None
+        condition, embedded = self._filled(condition.astype(jnp.float32)), None
         if self.adaptive_norm:
             embedded = nn.silu(self.condition_embed_2(nn.silu(self.condition_embed_0(condition))))
         token = condition if self.cross_attention else None
@@ -352,9 +271,22 @@ class DiffusionUNet(nn.Module):
 
     def null_conditions(self) -> jax.Array:
         """What stands for "no condition", `[condition_dim]` float32: `apply(variables, method="null_conditions")`."""
+        if self.condition_flags:
+            return jnp.full((self.condition_dim,), jnp.nan, jnp.float32)
+        return self._null_values()
+
+    def _null_values(self) -> jax.Array:
         if self.null_condition != "learned":
             return jnp.full((self.condition_dim,), self.null_condition, jnp.float32)
         return self.get_variable("params", "null_condition")
+
+    def _filled(self, condition: jax.Array) -> jax.Array:
+        """Conditions `[B, K]` as all three ways take them: with flags `[B, 2 K]`, values and then whether given."""
+        if not self.condition_flags:
+            return condition
+        given = ~jnp.isnan(condition)
+        values = jnp.where(given, condition, self._null_values())
+        return jnp.concatenate([values, given.astype(jnp.float32)], axis=-1)
 
     @property
     def _conditional(self) -> bool:

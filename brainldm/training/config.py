@@ -190,6 +190,8 @@ def diffusion_config() -> ml_collections.ConfigDict:
     loss.times = "uniform"  # which time steps are trained: "uniform" or "logit_normal"
     loss.min_snr_gamma = 0.0  # 0: every time step counts the same
     loss.condition_dropout = 0.0  # fraction of samples that see the null condition, for classifier-free guidance
+    # Fraction of each single condition that is not given, apart from the others: any subset can then be asked for.
+    loss.covariate_dropout = 0.0
 
     config.latent_scale = 0.0  # 0: 1 / std of the posterior means of the training set
 

@@ -198,6 +198,7 @@ _DIFFUSION = {
     "loss.times": _one_of(*TIMES),
     "loss.min_snr_gamma": _number(0),
     "loss.condition_dropout": _FRACTION,
+    "loss.covariate_dropout": _NOT_ALL,
     "latent_scale": _number(0),
     "optimizer.muon_learning_rate": _number(0),
     "optimizer.weight_decay": _number(0),

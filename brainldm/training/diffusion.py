@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from brainldm.diffusion.objectives import diffusion_loss, draw_times
@@ -27,11 +28,12 @@ VALIDATION_TIMES = 8
 """Time steps, spread evenly, at which the validation loss of every sample is taken."""
 
 
-def unet_arguments(model: ml_collections.ConfigDict, latent_channels: int, condition_dim: int) -> dict[str, Any]:
-    """Constructor arguments (dtype by name) of the network that a config's `model` describes.
+def unet_arguments(config: ml_collections.ConfigDict, latent_channels: int, condition_dim: int) -> dict[str, Any]:
+    """Constructor arguments (dtype by name) of the network that a config's `model` and `loss` describe.
 
     Raises UserError for a null condition that is neither "learned" nor a number.
     """
+    model = config.model
     null = model.null_condition
     if null != "learned":
         try:
@@ -43,6 +45,7 @@ def unet_arguments(model: ml_collections.ConfigDict, latent_channels: int, condi
     return {
         **model.to_dict(),
         "null_condition": null,
+        **({"condition_flags": True} if config.loss.covariate_dropout else {}),
         "condition_dim": condition_dim,
         "in_channels": latent_channels,
         "out_channels": latent_channels,
@@ -75,6 +78,8 @@ def build(
     prediction = config.loss.prediction
     gamma = config.loss.min_snr_gamma or None
     decay = config.optimizer.ema_decay
+    widths = [item.width for item in covariates_of(config)]
+    owner = np.repeat(np.arange(len(widths)), widths)  # of each number of the condition vector
 
     def init(key: jax.Array, batch: dict, latent_scale: float) -> DiffusionState:
         times = jnp.zeros(batch["latent"].shape[0], jnp.int32)
@@ -95,9 +100,9 @@ def build(
         noise = jax.random.normal(key_noise, (size, x0.size // size)).reshape(x0.shape)  # as rows: see `step_noise`
         t = draw_times(key_time, size, schedule.num_train_steps, config.loss.times)
         c = batch["condition"]
-        if config.loss.condition_dropout:
-            drop = jax.random.uniform(key_drop, (size,)) < config.loss.condition_dropout
-            c = jnp.where(drop[:, None], unet.apply({"params": params}, method="null_conditions"), c)
+        if config.loss.condition_dropout or config.loss.covariate_dropout:
+            null = unet.apply({"params": params}, method="null_conditions")
+            c = drop_conditions(key_drop, c, null, config.loss.condition_dropout, config.loss.covariate_dropout, owner)
 
         def network(x, t):
             return sharding.constrain_batch(unet.apply({"params": params}, sharding.constrain_batch(x), t, c))
@@ -148,10 +153,28 @@ def build(
     return init, train_step, validation_loss
 
 
+def drop_conditions(
+    key: jax.Array, c: jax.Array, null: jax.Array, every: float, single: float, owner: np.ndarray
+) -> jax.Array:
+    """Normalised conditions c [B, K] of which the network does not see all.
+
+    A share `every` of the rows becomes `null` [K] (Ho and Salimans 2022). Of the others each covariate becomes NaN, not
+    given, with probability `single`, apart from the others; owner [K] is the covariate that a number belongs to.
+    """
+    size = c.shape[0]
+    if every:
+        drop = jax.random.uniform(key, (size,)) < every
+        c = jnp.where(drop[:, None], null, c)
+    if single:
+        drops = jax.random.uniform(jax.random.fold_in(key, 1), (size, int(owner.max()) + 1)) < single
+        c = jnp.where(drops[:, owner], jnp.nan, c)
+    return c
+
+
 def state_shapes(config: ml_collections.ConfigDict, latent_shape: tuple[int, ...]) -> DiffusionState:
     """The shapes and types of a state for latents [*latent_shape], without making one."""
     width = covariates_of(config).width
-    unet = networks.build("unet", unet_arguments(config.model, latent_shape[-1], width), num_devices=1)
+    unet = networks.build("unet", unet_arguments(config, latent_shape[-1], width), num_devices=1)
     init, _, _ = build(config, unet)
     batch = {
         "latent": jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32),

@@ -59,7 +59,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
     spec = ModelSpec(
         autoencoder=autoencoder.arguments,
-        unet=unet_arguments(config.model, run_info["latent_shape"][-1], covariates.width),
+        unet=unet_arguments(config, run_info["latent_shape"][-1], covariates.width),
         schedule=config.schedule.to_dict(),
         prediction=config.loss.prediction,
         latent_scale=float(state.latent_scale),

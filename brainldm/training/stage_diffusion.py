@@ -68,7 +68,7 @@ class DiffusionStage(LatentStage):
     @cached_property
     def unet(self) -> Any:
         """The denoising network."""
-        arguments = diffusion.unet_arguments(self.config.model, self.latent_shape[-1], self.condition_width)
+        arguments = diffusion.unet_arguments(self.config, self.latent_shape[-1], self.condition_width)
         return build("unet", arguments, num_devices=self.mesh.size)
 
     @cached_property

@@ -121,6 +121,11 @@ def to_monai(model_folder: str | Path, folder: str | Path) -> list[Path]:
                 f"{model_folder}: its autoencoder has the architecture {architecture}, for which MONAI has no network. "
                 "Only the paper's (kl) can be converted."
             )
+        if model.spec.takes_subsets:
+            raise UserError(
+                f"{model_folder}: its conditions may be left out one by one, for which MONAI's network has no inputs. "
+                "Only a network trained without config.loss.covariate_dropout can be converted."
+            )
         files = {
             "autoencoder.safetensors": autoencoder_to_monai(model.autoencoder),
             "model.safetensors": unet_to_monai(model.unet),

@@ -45,6 +45,11 @@ class GanSpec:
         """No conditions."""
         return Covariates(())
 
+    @property
+    def takes_subsets(self) -> bool:
+        """There is nothing to leave out."""
+        return False
+
     def make_generator(self, num_devices: int = 1) -> VolumeGenerator:
         """The Linen module, for programs whose arrays are sharded over `num_devices`."""
         return build("generator", self.generator, num_devices=num_devices)

@@ -61,6 +61,11 @@ class ModelSpec:
         return build("unet", self.unet, num_devices=num_devices)
 
     @property
+    def takes_subsets(self) -> bool:
+        """Whether conditions may be left out one by one, because the denoising network learnt to go without."""
+        return bool(self.unet.get("condition_flags"))
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, [d, h, w, C]."""
         factor = 2 ** self.make_autoencoder().halvings

@@ -24,7 +24,12 @@ def fake_model(shape=SHAPE):
     """What `generate` looks at of a model."""
     grid = Grid(shape, np.diag([4.0, 4.0, 4.0, 1.0]))
     spec = SimpleNamespace(
-        covariates=Covariates(), grid=grid, provenance={"dataset": "nobody"}, schedule={}, kind="latent_diffusion"
+        covariates=Covariates(),
+        grid=grid,
+        provenance={"dataset": "nobody"},
+        schedule={},
+        kind="latent_diffusion",
+        takes_subsets=False,
     )
     return SimpleNamespace(spec=spec, sha256=SHA256)
 

@@ -109,3 +109,43 @@ def test_mistakes_are_named():
         network.apply(variables, X[:, :3], T, CONDITION)
     with pytest.raises(UserError, match="num_head_channels"):
         network.clone(num_head_channels=(0, 3)).apply(variables, X, T, CONDITION)
+
+
+@pytest.mark.parametrize("null", ["learned", -1.0])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_condition_that_is_not_given_is_no_value(way, null):
+    ways = {name: name == way for name in WAYS}
+    network, variables = _network(**ways, null_condition=null, condition_flags=True)
+    if null == "learned":  # 0.2 is the second condition of the first row: the value alone tells nothing
+        variables["params"]["null_condition"] = jnp.full(4, 0.2)
+    else:
+        network = network.clone(null_condition=0.2)
+    given = apply(network, variables, X, T, CONDITION)
+    absent = apply(network, variables, X, T, CONDITION.at[0, 1].set(jnp.nan))
+    assert np.isfinite(absent).all() and np.abs(given - absent)[0].max() > 1e-5
+    np.testing.assert_array_equal(given[1], absent[1])
+    none = network.apply(variables, method="null_conditions")
+    assert none.shape == (4,) and np.isnan(none).all()
+
+
+def test_flags_widen_what_the_conditions_meet_and_nothing_else():
+    shapes = [
+        {path: leaf.shape for path, leaf in flatten_dict(_network(adaptive_norm=True, **flags)[1]["params"]).items()}
+        for flags in ({}, {"condition_flags": True})
+    ]
+    changed = {path: (one, shapes[1][path]) for path, one in shapes[0].items() if one != shapes[1][path]}
+    assert {path[0] for path in changed} >= {"conv_in", "condition_embed_0", "middle_block"}
+    assert all(sum(b) - sum(a) == 4 for a, b in changed.values())
+    assert {path[-2] for path in changed if path[0] not in ("conv_in", "condition_embed_0")} == {"to_k", "to_v"}
+
+
+def test_gradients_reach_the_learned_value_of_what_is_not_given_and_no_other():
+    network, variables = _network(cross_attention=False, null_condition="learned", condition_flags=True)
+    condition = CONDITION.at[:, 1].set(jnp.nan)
+
+    def size(params):
+        return jnp.sum(jnp.square(network.apply({"params": params}, X, T, condition)))
+
+    gradients = jax.jit(jax.grad(size), compiler_options=UNOPTIMISED)(variables["params"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    np.testing.assert_array_equal(gradients["null_condition"] != 0, [False, True, False, False])
