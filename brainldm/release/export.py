@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from brainldm import __version__
+from brainldm.datasets.demography import Demography
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
@@ -25,6 +26,9 @@ A latent diffusion model of T1-weighted brain MRI (Pinaya et al. 2022, arXiv 220
 - Steps: autoencoder {autoencoder_steps}, denoising network {diffusion_steps}
 - Conditions:
 {conditions}
+
+model.json holds the distribution of these conditions among the scans trained on, as quantiles, shares and correlations:
+`generate` draws from it what is not asked for. It holds nobody's row; the ends of a range are values of single scans.
 
 Use it with `brainldm generate MODEL OUT --n 8`. The files are JSON and safetensors; no code runs from them.
 
@@ -75,6 +79,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
             "diffusion_steps": int(state.step),
             **({"init_from": begun} if begun else {}),
         },
+        demography=Demography.from_json(found, covariates) if (found := run_info.get("demography")) else None,
     )
     card = CARD.format(
         version=__version__,

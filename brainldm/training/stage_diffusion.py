@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from brainldm.data.codec import Codec
 from brainldm.data.latents import CachedLatents, SampledLatents
 from brainldm.data.pipeline import LatentSource, batches
+from brainldm.datasets.demography import fit_demography
 from brainldm.diffusion.sampling import Sampling, sample_latents
 from brainldm.models.build import build
 from brainldm.parallel.mesh import BATCH, VOLUMES, num_batch_shards, process_shard, replicated, shard_batch
@@ -133,6 +134,7 @@ class DiffusionStage(LatentStage):
             train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
         scale = config.latent_scale or self._latent_scale(begun, cache.std(names["train"]), trained.sha256)
         process, processes = process_shard(self.mesh)
+        covariates, people = covariates_of(config), [scan.covariates for scan in splits["train"]]
         return LoadedStage(
             init=lambda: self.init(scale),
             frozen=None,
@@ -151,7 +153,8 @@ class DiffusionStage(LatentStage):
             },
             run_info={
                 **scan_info(splits),
-                "observed": covariates_of(config).observed_in([scan.covariates for scan in splits["train"]]),
+                "observed": covariates.observed_in(people),
+                "demography": fit_demography(people, covariates).to_json(),
                 "images_sha256": images_sha256(cache.content_ids(names["train"])),
                 "conditions_sha256": conditions_sha256(config, conditions["train"]),
                 "latent_scale": scale,

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from random_models import save_random_model
 
+from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.diffusion.sampling import Sampling
 from brainldm.evaluation.datasets import open_datasets
 from brainldm.generation.conditions import check_conditions, draw_conditions
 from brainldm.generation.dataset import Settings, generate
+from brainldm.generation.manifest import read_manifests
 from brainldm.runtime.errors import UserError
 from brainldm.training import diffusion
 from brainldm.training.flags import load_config
@@ -79,8 +81,7 @@ def test_what_was_left_out_is_not_said(drawn):
         ["n/a", "60.0", "n/a", "n/a"],
         ["M", "65.0", "n/a", "n/a"],
     ]
-    sidecar = json.loads((drawn / "sub-0002" / "anat" / "sub-0002_T1w.json").read_text())
-    assert sidecar["Conditions"] == {"age": 60.0}
+    assert [entry["conditions"] for entry in read_manifests(drawn)][1] == {"age": 60.0}
     description = json.loads((drawn / "dataset_description.json").read_text())
     assert description["ConditionsLeftOut"] is True
 
@@ -98,6 +99,11 @@ def test_only_what_is_named_is_drawn_and_the_rest_is_as_it_was():
     every = draw_conditions(covariates, 3, 5, {"age": "60:75", "sex": "F"})
     some = draw_conditions(covariates, 3, 5, {"age": "60:75", "sex": "F"}, subset=True)
     assert some == [{"sex": row["sex"], "age": row["age"]} for row in every]
+
+
+def test_whoever_asks_for_less_than_a_model_needs_is_told(demo_run, tmp_path, capsys):
+    assert main(["generate", str(demo_run / "model"), str(tmp_path / "out"), "--age", "60", "--only-asked"]) == 2
+    assert "needs all its conditions" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_model_that_learnt_with_all_conditions_refuses_a_subset():
