@@ -16,19 +16,42 @@ from brainldm.commands import (
     demo,
     evaluate,
     export,
+    finalize,
     generate,
     measure,
     plan,
     population,
     prepare,
+    regenerate,
+    status,
     train,
+    verify,
 )
 from brainldm.runtime.errors import BrainldmError, Stopped
 from brainldm.runtime.signals import stop_at_once
 
+_COMMANDS = (
+    demo,
+    population,
+    prepare,
+    check,
+    train,
+    plan,
+    export,
+    convert,
+    generate,
+    status,
+    verify,
+    finalize,
+    regenerate,
+    measure,
+    evaluate,
+)
+"""In the order in which they are used."""
+
 EXIT_CODES = """exit codes: 0 done; 1 a failure of ours; 2 a mistake in what was asked, with a message that says
-what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train, prepare and measure then go on with the same command; the
-others begin anew, and say what they have left."""
+what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train, prepare, generate and
+measure then go on with the same command; the others begin anew, and say what they have left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for command in (demo, population, prepare, check, train, plan, export, convert, generate, measure, evaluate):
+    for command in _COMMANDS:
         command.add(add_command)
     return parser
 

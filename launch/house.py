@@ -19,6 +19,7 @@ ROOMS = (
     ("__main__", "train", "cli"),
     ("commands",),
     ("planning",),
+    ("release",),
     ("training",),
     ("generation",),
     ("evaluation",),

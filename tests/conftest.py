@@ -75,6 +75,10 @@ TOGETHER = ("tests/parallel/test_distributed_", "tests/parallel/test_exit_report
 """Beginnings of files that one worker runs one after the other: groups of processes, which wait for each other."""
 
 
+AFTER_DEMO = ("tests/test_tour.py",)
+"""Files that run the programs of the demo, which need not be compiled twice."""
+
+
 def _group(node_id: str) -> str:
     """What one worker runs as a whole: a file, or all files of TOGETHER."""
     return "together" if node_id.startswith(TOGETHER) else node_id.partition("::")[0]
@@ -94,14 +98,14 @@ def pytest_collection_modifyitems(items):
         groups.setdefault(_group(item.nodeid), []).append(item)
 
     def rank(name: str) -> int:
-        if any("demo_run" in item.fixturenames for item in groups[name]):
+        if name.startswith(AFTER_DEMO) or any("demo_run" in item.fixturenames for item in groups[name]):
             return 3
         if name == "together":
             return 0
         return 1 if any(item.get_closest_marker("slow") for item in groups[name]) else 2
 
     order = sorted(groups, key=rank)
-    first = [name for name in order if rank(name) == 3][:1]
+    first = [name for name in order if rank(name) == 3 and not name.startswith(AFTER_DEMO)][:1]
     items[:] = [item for name in (*first, *(name for name in order if name not in first)) for item in groups[name]]
 
 

@@ -7,6 +7,8 @@ import dataclasses
 import json
 from collections.abc import Callable
 
+from brainldm.commands.arguments import add_shard, shard_of
+
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
@@ -38,7 +40,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         help="fill in the ventricles_ml and brain_ml that DATA's participants.tsv lacks, in the copy in OUT",
     )
     parser.add_argument("--pattern", metavar="GLOB", help="which images are measured, as '*_T1w.nii.gz'")
-    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do each n-th image, from the i-th on")
+    add_shard(parser, "image")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(resumes=True)
 
@@ -47,7 +49,6 @@ def run(options: argparse.Namespace) -> None:
     from brainldm.evaluation.measures.backends import WEIGHT_FREE, open_backend
     from brainldm.evaluation.measures.run import default_folder, measure_dataset
     from brainldm.parallel.devices import refuse_silent_cpu
-    from brainldm.preparation.run import parse_shard
     from brainldm.runtime.console import Phases, log
     from brainldm.runtime.format import format_count
 
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
             labels=options.labels,
             fill=options.fill_covariates,
             pattern=options.pattern,
-            shard=parse_shard(options.shard),
+            shard=shard_of(options),
             progress=lambda done, total: show("measure", done, total, warm_up=2),
         )
     for note in summary.notes:

@@ -8,6 +8,8 @@ import json
 import os
 from collections.abc import Callable
 
+from brainldm.commands.arguments import add_shard, shard_of
+
 
 def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add this command; `add_command(name, run, help, example)` makes its parser."""
@@ -48,7 +50,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "--max-excluded", type=float, default=0.2, metavar="SHARE", help="more excluded scans are an error (0.2)"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    parser.add_argument("--shard", default="1/1", metavar="i/n", help="do each n-th scan, from the i-th on")
+    add_shard(parser, "scan")
     parser.add_argument("--retry", action="store_true", help="try the excluded scans again")
     parser.add_argument("--verify", action="store_true", help="compare every file's SHA-256 with its record")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -56,7 +58,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from brainldm.preparation.run import parse_shard, prepare
+    from brainldm.preparation.run import prepare
     from brainldm.preparation.scan import PrepareOptions
     from brainldm.runtime.console import Phases, log
 
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
             table=options.table,
             pattern=options.pattern,
             workers=options.workers,
-            shard=parse_shard(options.shard),
+            shard=shard_of(options),
             max_excluded=options.max_excluded,
             retry=options.retry,
             verify=options.verify,

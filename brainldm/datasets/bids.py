@@ -182,11 +182,13 @@ def write_dataset_files(
     generated_by: Mapping[str, Any],
     readme: str,
     extra: Mapping[str, Any] | None = None,
+    sidecar: Mapping[str, Any] | None = None,
 ) -> None:
     """Write dataset_description.json, participants.tsv, participants.json and README of a derivative dataset.
 
     `rows` hold participant_id and the values; `columns` describes every other column (Description, Units,
-    Levels) in the order wanted; `extra` goes into dataset_description.json.
+    Levels) in the order wanted; `extra` goes into dataset_description.json, and `sidecar`, what holds for every image,
+    into T1w.json.
     """
     root = Path(root)
     description = {
@@ -203,6 +205,8 @@ def write_dataset_files(
     table.writerows([_cell(row.get(name)) for name in names] for row in rows)
     write_json(root / "dataset_description.json", description)
     write_json(root / "participants.json", columns)
+    if sidecar is not None:
+        write_json(root / "T1w.json", sidecar)
     write_atomically(root / "README", readme.encode())
     write_atomically(root / "participants.tsv", text.getvalue().encode())
 

@@ -10,22 +10,64 @@ from typing import Any
 import numpy as np
 
 from brainldm.datasets.bids import read_participants
-from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.covariates import Covariate, Covariates
+from brainldm.datasets.demography import Demography
 from brainldm.runtime.errors import UserError
+
+MOST_SWEPT = 1000
+_AT_ONCE = 4096
+"""Rows that are drawn at once."""
 
 FARTHEST = 100.0
 """Normalised conditions beyond this (0 to 1 is the model's range) are a slip of the pen, not an extrapolation."""
 
 
 def draw_conditions(
-    covariates: Covariates, count: int, seed: int, fixed: Mapping[str, str], subset: bool = False
+    covariates: Covariates,
+    count: int,
+    seed: int,
+    fixed: Mapping[str, str],
+    demography: Demography | None = None,
+    subset: bool = False,
 ) -> list[dict[str, float | str]]:
     """`count` rows of conditions. `fixed` holds, by name, a value ("70", "F") or a range ("60:75").
 
-    A condition with a range is drawn uniformly from it, and one that is not named from what the model was trained on
-    (its whole range, for a model that does not say); with `subset` it is left out. Row k depends on (seed, k) alone.
-    Raises UserError for a name or value that the model does not understand.
+    With a `demography` a condition with a range is drawn as its people have it within the range, and one that is not
+    named as they have it given the others. Without one, each is drawn by itself and uniformly: from its range, or from
+    what the model was trained on. With `subset` what is not named is left out. Row k depends on (seed, k) alone. Raises
+    UserError for a name or value that the model does not understand.
     """
+    values, bounds = parse_fixed(covariates, fixed)
+    if subset:
+        rows = draw_conditions(covariates, count, seed, fixed, demography)
+        return [{name: value for name, value in row.items() if name in fixed} for row in rows]
+    if demography is None:
+        return [_uniform(covariates, np.random.default_rng([seed, k]), values, bounds) for k in range(count)]
+    rows = []
+    for start in range(0, count, _AT_ONCE):
+        streams = [np.random.default_rng([seed, k]) for k in range(start, min(start + _AT_ONCE, count))]
+        uniform = np.stack([rng.random((demography.draws(), len(covariates))) for rng in streams])
+        drawn = demography.draw(uniform, values | bounds)
+        for k, chance in enumerate(uniform[:, 0]):
+            row = {name: column[k] for name, column in drawn.items()} | values
+            rows.append({i.name: _settled(i, row[i.name], bounds, values, chance[n]) for n, i in enumerate(covariates)})
+    return rows
+
+
+def _settled(item: Covariate, value: float | str, bounds: Mapping, values: Mapping, chance: float) -> float | str:
+    """A drawn value rounded, and inside the range that was asked for, also one that nobody reaches."""
+    if item.name in values or item.levels is not None:
+        return value
+    low, high = bounds.get(item.name, item.limits)
+    if not low <= value <= high and item.name in bounds and not (low <= item.limits[1] and item.limits[0] <= high):
+        value = low + chance * (high - low)
+    return _rounded(min(max(value, low), high), low, high)
+
+
+def parse_fixed(
+    covariates: Covariates, fixed: Mapping[str, str]
+) -> tuple[dict[str, float | str], dict[str, tuple[float, float]]]:
+    """What was asked of conditions, apart: values by name, and ranges by name. Raises UserError as draw_conditions."""
     bounds: dict[str, tuple[float, float]] = {}
     values: dict[str, float | str] = {}
     for name, text in fixed.items():
@@ -37,23 +79,64 @@ def draw_conditions(
                 raise UserError(f"{name} {text}: the range is upside down. Write the smaller number first.")
         else:
             values[name] = item.parse(text, "command line")
-    rows = []
-    for index in range(count):
-        rng = np.random.default_rng([seed, index])
-        row: dict[str, float | str] = {}
-        for item in covariates:
-            fraction = rng.random()  # drawn for every condition, so that fixing one leaves the others as they were
-            if item.name in values:
-                row[item.name] = values[item.name]
-            elif subset and item.name not in bounds:
-                continue
-            elif item.levels is not None:
-                row[item.name] = item.at(fraction)
-            else:
-                low, high = bounds.get(item.name, item.limits)
-                row[item.name] = _rounded(low + fraction * (high - low), low, high)
-        rows.append(row)
-    return rows
+    return values, bounds
+
+
+def _uniform(
+    covariates: Covariates, rng: np.random.Generator, values: Mapping, bounds: Mapping
+) -> dict[str, float | str]:
+    row: dict[str, float | str] = {}
+    for item in covariates:
+        fraction = rng.random()  # drawn for every condition, so that fixing one leaves the others as they were
+        if item.name in values:
+            row[item.name] = values[item.name]
+        elif item.levels is not None:
+            row[item.name] = item.at(fraction)
+        else:
+            low, high = bounds.get(item.name, item.limits)
+            row[item.name] = _rounded(low + fraction * (high - low), low, high)
+    return row
+
+
+def percentiles(covariates: Covariates, demography: Demography, fixed: Mapping[str, str]) -> list[str]:
+    """A line for each number that was asked for, which says where it stands among people with the other values."""
+    values, _ = parse_fixed(covariates, fixed)
+    lines = []
+    for item in covariates:
+        if item.name in values and item.levels is None:
+            others = {name: value for name, value in values.items() if name != item.name}
+            share = demography.percentile(item.name, float(values[item.name]), others)
+            rank = "below 1" if share < 1 else "above 99" if share > 99 else f"{share:.0f}"
+            alike = ", ".join(f"{name} {value}" for name, value in others.items())
+            unit = f" {item.unit}" if item.unit else ""
+            lines.append(
+                f"{item.name} {values[item.name]:g}{unit}: percentile {rank} of those trained on"
+                + (f" with {alike}" if alike else "")
+            )
+    return lines
+
+
+def sweep_conditions(
+    covariates: Covariates, text: str, rows: Sequence[dict[str, float | str]]
+) -> list[dict[str, float | str]]:
+    """Each of `rows` once for every value of a sweep, "NAME=LOW:HIGH:COUNT" or "NAME=A|B|C", all else as it is.
+
+    Raises UserError for a text that is neither, or of a condition that the model does not have.
+    """
+    name, _, rest = text.partition("=")
+    item = covariates[name.strip()]
+    parts = rest.split(":")
+    if item.levels is not None and "|" in rest:
+        values: list[float | str] = [item.parse(part, "--sweep") for part in rest.split("|")]
+    elif item.levels is None and len(parts) == 3 and parts[2].isdigit() and 2 <= int(parts[2]) <= MOST_SWEPT:
+        low, high = (float(item.parse(part, "--sweep")) for part in parts[:2])
+        values = [round(value, 4) for value in np.linspace(low, high, int(parts[2])).tolist()]
+    else:
+        raise UserError(
+            f"--sweep {text}: a number is swept as {name}=LOW:HIGH:COUNT (2 to {MOST_SWEPT} values), levels as "
+            f"{name}=A|B."
+        )
+    return [{**row, item.name: value} for row in rows for value in values]
 
 
 def _rounded(value: float, low: float, high: float) -> float:

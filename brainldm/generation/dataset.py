@@ -1,50 +1,54 @@
-"""Synthetic BIDS datasets: conditions in, volumes and their provenance out."""
+"""Synthetic BIDS datasets: conditions in, volumes and their provenance out, stopped and split as a cluster pleases."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO
 
+import jax
 import numpy as np
 
-from brainldm import __version__
-from brainldm.datasets.bids import image_path, write_dataset_files
 from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.conditions import check_conditions
-from brainldm.generation.sampler import make_sampler
+from brainldm.generation.finalize import finalize
+from brainldm.generation.job import JOB, Job, Row, begin_or_continue, conditions_sha256
+from brainldm.generation.manifest import (
+    Entry,
+    completion_path,
+    line,
+    manifest_path,
+    problem,
+    read_manifest,
+    write_manifest,
+)
+from brainldm.generation.sampler import Sampler, check_sampling, make_sampler
+from brainldm.generation.subject import BadBrain, subject_path, write_subject
 from brainldm.runtime.console import Progress
-from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import write_atomically, write_json
-from brainldm.runtime.lock import new_folder
-from brainldm.volumes.nifti import write_volume
+from brainldm.runtime.errors import BrainldmError, Stopped, UserError
+from brainldm.runtime.files import clear_temporaries, file_sha256, write_json
+from brainldm.runtime.format import format_bytes, format_count
+from brainldm.runtime.lock import LOCK, locked, require_own_folder
+from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
+from brainldm.runtime.signals import PreemptionHandler
+from brainldm.volumes.grids import Grid
 from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model
-from brainldm.weights.parameter_files import KINDS
 
-MARK = "SYNTHETIC"
-"""First word of the header's description of every volume that a model made."""
-
-MANIFEST = "manifest-0000.jsonl"
-
-README = """This dataset is synthetic.
-
-Every brain in it was drawn by {kind} (brainldm {version}, model {model}), {conditions}.
-No image shows a person. The header of every image says {mark} in its description field and its sidecar says
-"Synthetic": true.
-
-Research use only; not a medical device and not for diagnosis. Images drawn by a generative model can resemble the
-images that it was trained on.
-{note}"""
-
-
-_CONDITIONS = {True: "for the conditions in participants.tsv", False: "which takes no conditions"}
-
-SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "dpmpp_2m": "DPM-Solver++(2M)", "heun": "Heun"}
-"""What a dataset calls its sampler."""
+WRITERS = 2
+"""Threads that compress and write while the next batch is computed."""
+_WAITING = 2
+"""Batches that may wait to be written: the memory that they take does not grow with the dataset."""
+_SMALLEST_SHARE = 0.1
+"""Of the bytes of a volume in memory, what its compressed file takes at least."""
+_FILES_EACH = 3
+"""Image and two folders."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,174 +57,226 @@ class Settings:
 
     The same program of `batch_size` samples runs whatever is left to draw, so a brain depends on its seed, index,
     conditions and the batch size, which is recorded with it, and not on how many are drawn with it. Raises UserError
-    for a seed that is not 0 <= seed < 2^63, or a batch size below 1.
+    for a seed that is not 0 <= seed < 2^63, or a batch size or chunk size below 1.
 
     extrapolate: allow conditions outside what the model was trained on.
+    chunk_size: brains that shards take in turn (None: a batch).
+    repeat: consecutive brains that share their noise, as those of a sweep.
     """
 
     sampling: Sampling = Sampling()
     seed: int = 0
     batch_size: int = 4
     extrapolate: bool = False
+    chunk_size: int | None = None
+    repeat: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UserError(f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1.")
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise UserError(f"The batch size is {self.batch_size!r}; it must be a whole number from 1 on.")
+        counts = {"batch size": self.batch_size, "chunk size": self.chunk_size or 1, "repeat": self.repeat}
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"The {name} is {value!r}; it must be a whole number from 1 on.")
 
 
 def generate(
     model: Model | GanModel,
     out: str | Path,
-    rows: Sequence[Mapping[str, float | str]],
+    rows: Sequence[Row],
     settings: Settings,
     note: str = "",
+    shard: Shard = WHOLE,
+    verify: bool = False,
 ) -> None:
-    """Draw one brain per row of conditions and write them as a BIDS dataset in `out`.
+    """Draw one brain per row of conditions and write them as a BIDS dataset in `out`, from where it stopped before.
 
-    Sample k is drawn with the key folded from (settings.seed, k). `note` ends the dataset's README. Raises UserError
-    when `out` holds something, or for conditions outside the model's ranges.
+    Sample k is drawn with the key folded from (settings.seed, k // settings.repeat). A brain that the manifest has, and
+    whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from
+    1, does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run
+    for the whole ends with that. `note` ends the dataset's README.
+
+    Raises UserError when `out` holds something else, was begun as another dataset, or another run of the same shard is
+    at work in it, and for conditions outside the model's ranges; Stopped after SIGTERM or Ctrl-C and on a full disk,
+    with everything that is written kept; BrainldmError when the model made volumes that are no images, with all others
+    written.
     """
+    check_shard(shard)
+    if not isinstance(model, GanModel):
+        check_sampling(model.spec, settings.sampling)
     flags = check_conditions(rows, model.spec.covariates, settings.extrapolate, model.spec.takes_subsets)
-    with new_folder(out) as out:
-        _generate(model, out, rows, settings, flags, note)
+    out, grid = Path(out), model.spec.grid
+    job = _job(model, rows, settings, note, shard[1])
+    require_own_folder(out, JOB)
+    with locked(out, LOCK + shard_suffix(shard), keep=False):
+        job = begin_or_continue(out, job)
+        mine = job.indices(shard)
+        kept = _kept(out, job, shard, rows, verify)
+        todo = [index for index in mine if index not in kept]
+        _check_room(out, len(todo), grid)
+        path = manifest_path(out, shard)
+        clear_temporaries([out], "" if shard == WHOLE else path.name)  # other shards may be writing theirs
+        clear_temporaries(subject_path(out, job, index).parent for index in todo)
+        write_manifest(path, [kept[index] for index in sorted(kept)])
+        if todo:
+            sample = make_sampler(model, settings.sampling, batch_size=settings.batch_size)
+            conditions = model.spec.covariates.encode(rows)
+            with open(path, "ab") as manifest:
+                bad = _draw(_Run(out, job, grid, rows, flags), sample, conditions, todo, len(kept), manifest)
+            if bad:
+                raise BrainldmError(
+                    f"{bad[0]}, and {len(bad)} of {format_count(len(mine), 'brain')} in all are like it; not written. "
+                    "All others are. Other conditions, fewer steps or a model that is trained further may help."
+                )
+            entries = sorted(read_manifest(path), key=lambda entry: entry["index"])
+            write_manifest(path, entries)
+        _write_completion(out, job, shard)
+        if shard[1] == 1:
+            finalize(out, full=False)
 
 
-def _generate(
-    model: Model | GanModel,
-    out: Path,
-    rows: Sequence[Mapping[str, float | str]],
-    settings: Settings,
-    flags: Sequence[bool],
-    note: str,
-) -> None:
-    sample = make_sampler(model, settings.sampling, batch_size=settings.batch_size)
-    conditions = model.spec.covariates.encode(rows)
-    width = max(4, len(str(len(rows))))
-    ids = [f"sub-{index + 1:0{width}d}" for index in range(len(rows))]
-    manifest = []
-    with Progress("generating", len(rows)) as progress:
-        for start in range(0, len(rows), settings.batch_size):
-            indices = np.arange(start, min(start + settings.batch_size, len(rows)))
-            for index, volume in zip(indices, sample(settings.seed, indices, conditions[indices]), strict=True):
-                subject = _Subject(ids[index], int(index), rows[index], flags[index])
-                manifest.append(_write_subject(out, model, settings, subject, volume))
-            progress(len(manifest))  # of whole batches: the brains of one are drawn together
-    _write_tables(out, model, settings, ids, rows, flags, note)
-    write_atomically(out / MANIFEST, "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    out: Path
+    job: Job
+    grid: Grid
+    rows: Sequence[Row]
+    flags: Sequence[bool]
 
 
-class _Subject(NamedTuple):
-    id: str
-    index: int
-    conditions: Mapping[str, float | str]
-    extrapolated: bool
-
-
-def _write_subject(
-    out: Path, model: Model | GanModel, settings: Settings, subject: _Subject, volume: np.ndarray
-) -> dict[str, Any]:
-    """Write a volume and its sidecar; returns its entry in the manifest."""
-    if not np.isfinite(volume).all():
-        raise FloatingPointError(f"{subject.id}: the model made voxels that are not finite; not written.")
-    path = image_path(out, subject.id)
-    description = f"{MARK} brainldm {__version__} {model.sha256[:12]}"
-    content = write_volume(path, volume, model.spec.grid.affine, description)
-    write_json(
-        path.with_name(path.name.replace(".nii.gz", ".json")),
-        {
-            "Synthetic": True,
-            "Modality": "MR",
-            "Conditions": dict(subject.conditions),
-            "Extrapolated": subject.extrapolated,
-            **_drawn_by(model, settings.sampling),
-            "Seed": settings.seed,
-            "BatchSize": settings.batch_size,
-            "Index": subject.index,
-            "ModelSHA256": model.sha256,
-        },
-    )
-    return {
-        "id": subject.id,
-        "index": subject.index,
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-        "conditions": dict(subject.conditions),
-        "file": str(path.relative_to(out)),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "model_sha256": model.sha256,
-    }
-
-
-def _drawn_by(model: Model | GanModel, sampling: Sampling) -> dict[str, Any]:
-    """What a sidecar says of how its volume was drawn."""
-    if isinstance(model, GanModel):
-        return {"Model": KINDS[model.spec.kind]}
-    return {
-        "Sampler": SAMPLER_NAMES[sampling.sampler],
-        "Spacing": sampling.spacing,
-        "Steps": sampling.num_steps,
-        "Eta": sampling.eta,
-        "Guidance": sampling.guidance,
-        "GuidanceInterval": list(sampling.guidance_interval),
-    }
-
-
-def _write_tables(
-    out: Path,
-    model: Model | GanModel,
-    settings: Settings,
-    ids: Sequence[str],
-    rows: Sequence[Mapping[str, float | str]],
-    flags: Sequence[bool],
-    note: str,
-) -> None:
+def _job(model: Model | GanModel, rows: Sequence[Row], settings: Settings, note: str, shards: int) -> Job:
     columns = model.spec.covariates.column_descriptions()
     for entry in columns.values():
         entry["Description"] += " (asked of the model)"
-    if columns:
-        columns["extrapolated"] = {
-            "Description": "whether a condition lies outside what the model was trained on",
-            "Levels": {"true": "outside", "false": "inside"},
-        }
-    kind, sampling = KINDS[model.spec.kind], settings.sampling
-    if isinstance(model, GanModel):
-        description = f"{kind} {model.sha256}"
-    else:
-        description = (
-            f"{kind.removeprefix('a ')} {model.sha256}, {SAMPLER_NAMES[sampling.sampler]} with "
-            f"{sampling.num_steps} steps"
-        )
-    write_dataset_files(
-        out,
-        name="Synthetic T1w brains",
-        rows=[
-            {"participant_id": i, **row, "extrapolated": str(flag).lower()}
-            for i, row, flag in zip(ids, rows, flags, strict=True)
-        ],
-        columns=columns,
-        generated_by={
-            "Name": "brainldm",
-            "Version": __version__,
-            "Description": description,
-        },
-        readme=README.format(
-            kind=kind,
-            version=__version__,
-            model=model.sha256[:12],
-            conditions=_CONDITIONS[bool(columns)],
-            mark=MARK,
-            note=f"\n{note}\n" if note else "",
-        ),
-        extra={
-            "Synthetic": True,
-            "Conditional": bool(columns),
-            "ModelKind": kind,
-            **({"ConditionsLeftOut": True} if any(len(row) < len(model.spec.covariates) for row in rows) else {}),
-            "ModelSHA256": model.sha256,
-            "TrainedOn": model.spec.provenance.get("dataset", "unknown"),
-            "EmbeddedPopulation": bool(model.spec.provenance.get("embedded_population", False)),
+    provenance = model.spec.provenance
+    return Job(
+        model_sha256=model.sha256,
+        kind=model.spec.kind,
+        sampling=None if isinstance(model, GanModel) else settings.sampling,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        count=len(rows),
+        conditions_sha256=conditions_sha256(rows),
+        shards=shards,
+        chunk_size=settings.chunk_size or settings.batch_size,
+        repeat=settings.repeat,
+        about={
+            "columns": columns,
+            "note": note,
+            "trained_on": provenance.get("dataset", "unknown"),
+            "embedded_population": bool(provenance.get("embedded_population", False)),
         },
     )
+
+
+def _kept(out: Path, job: Job, shard: Shard, rows: Sequence[Row], verify: bool) -> dict[int, Entry]:
+    """What is done of a shard, by index."""
+    mine = set(job.indices(shard))
+    return {
+        entry["index"]: entry
+        for entry in read_manifest(manifest_path(out, shard))
+        if entry["index"] in mine
+        and entry["conditions"] == dict(rows[entry["index"]])
+        and problem(out, entry, full=verify) is None
+    }
+
+
+def _write_completion(out: Path, job: Job, shard: Shard) -> None:
+    """Say that a shard is done: its number of brains, the hash of its manifest, and what it was made with."""
+    write_json(
+        completion_path(out, shard),
+        {
+            "shard": list(shard),
+            "brains": len(job.indices(shard)),
+            "manifest_sha256": file_sha256(manifest_path(out, shard)),
+            "brainldm": job.version,
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+        },
+    )
+
+
+def _check_room(out: Path, count: int, grid: Grid) -> None:
+    """Raise UserError where the dataset cannot fit, however well it is compressed."""
+    space = shutil.disk_usage(out).free
+    least = int(count * np.prod(grid.shape) * 2 * _SMALLEST_SHARE)
+    inodes = os.statvfs(out)
+    if space < least:
+        raise UserError(
+            f"{out}: {format_bytes(space)} are free, and {format_count(count, 'brain')} take {format_bytes(least)} at "
+            "the very least. Make room, or give a folder on another disk."
+        )
+    if inodes.f_files and inodes.f_favail < count * _FILES_EACH:
+        raise UserError(
+            f"{out}: the file system has room for {inodes.f_favail} more files, and {format_count(count, 'brain')} "
+            f"take {count * _FILES_EACH}. Make room, or give a folder on another file system."
+        )
+
+
+def _draw(
+    run: _Run, sample: Sampler, conditions: np.ndarray, todo: Sequence[int], done: int, manifest: BinaryIO
+) -> list[str]:
+    """Draw and write the brains `todo`, of which there are `done` already; what was not written, and why.
+
+    While one batch is computed, those before it are compressed and written. Raises Stopped.
+    """
+    bad: list[str] = []
+    waiting: collections.deque[list[Future]] = collections.deque()
+    size, total = run.job.batch_size, done + len(todo)
+
+    def settle(count: int) -> None:
+        nonlocal done
+        while len(waiting) > count:
+            entries = []
+            for future in waiting.popleft():
+                try:
+                    entries.append(future.result())
+                except BadBrain as error:
+                    bad.append(str(error))
+            manifest.write(b"".join(map(line, entries)))
+            manifest.flush()
+            os.fsync(manifest.fileno())
+            done += len(entries)
+            progress(done)  # of whole batches: the brains of one are drawn together
+
+    with (
+        PreemptionHandler() as stop,
+        ThreadPoolExecutor(WRITERS) as pool,
+        Progress("generating", total, done) as progress,
+    ):
+        try:
+            for start in range(0, len(todo), size):
+                indices = np.array(todo[start : start + size])
+                volumes = sample(run.job.seed, indices // run.job.repeat, conditions[indices])
+                waiting.append(
+                    [
+                        pool.submit(
+                            write_subject,
+                            run.out,
+                            run.job,
+                            int(index),
+                            run.rows[index],
+                            run.flags[index],
+                            volume,
+                            run.grid.affine,
+                        )
+                        for index, volume in zip(indices, volumes, strict=True)
+                    ]
+                )
+                settle(_WAITING)
+                if stop.requested:
+                    break
+            settle(0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Stopped(
+                f"{run.out}: {error.strerror} after {format_count(done, 'brain')} of {total}; what is written is "
+                "whole. Make room, and the same command goes on from here."
+            ) from error
+    if stop.requested and done + len(bad) < total:
+        raise Stopped(
+            f"Stopped after {format_count(done, 'brain')} of {total}; what is written is whole. The same command goes "
+            "on from here."
+        )
+    return bad

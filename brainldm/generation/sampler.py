@@ -18,7 +18,7 @@ from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
 from brainldm.runtime.console import log
 from brainldm.runtime.format import format_duration
 from brainldm.weights.gan_folder import GanModel
-from brainldm.weights.model_folder import Model
+from brainldm.weights.model_folder import Model, ModelSpec
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
 Sampler = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
@@ -32,6 +32,11 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
     root = jax.random.wrap_key_data(words, impl="threefry2x32")
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+
+
+def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
+    """Raise UserError for more steps than the model's schedule has, or a spacing that it cannot have."""
+    make_chain(make_schedule(**spec.schedule), sampling.num_steps, sampling.spacing)
 
 
 def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int) -> Sampler:
@@ -75,8 +80,8 @@ _Program = tuple[Callable[[Any, jax.Array, jax.Array], jax.Array], Any]
 
 def _denoising(model: Model, sampling: Sampling, shards: int, constrain: Callable) -> _Program:
     spec = model.spec
+    check_sampling(spec, sampling)
     schedule = make_schedule(**spec.schedule)
-    make_chain(schedule, sampling.num_steps, sampling.spacing)
     unet, autoencoder = spec.make_unet(shards), spec.make_autoencoder(shards)
 
     def program(params: Any, keys: jax.Array, c: jax.Array) -> jax.Array:

@@ -31,7 +31,14 @@ from brainldm.population.label_maps import (
     prepare_label_map,
 )
 from brainldm.population.subject import Subject, make_subject, streams
-from brainldm.population.writing import columns, in_processes, require_counts, write_label_names, write_people
+from brainldm.population.writing import (
+    columns,
+    in_processes,
+    require_counts,
+    sidecar,
+    write_label_names,
+    write_people,
+)
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import ORIGIN_1MM, Grid, training_grid
 from brainldm.volumes.template import Template, load_template
@@ -252,6 +259,7 @@ def write_label_population(
                 "Version": brainldm.__version__,
                 "Description": f"population of {len(maps)} label maps, seed {seed}, {spacing_mm:g} mm",
             },
+            sidecar=sidecar(description),
             extra={"Synthetic": True, "LabelMaps": [label_map.path.name for label_map in maps]},
             readme=_README.format(n=n, spacing=spacing_mm, seed=seed, maps=len(maps)),
         )

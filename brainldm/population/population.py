@@ -16,10 +16,12 @@ from brainldm.datasets import bids
 from brainldm.population.anatomy import Anatomy
 from brainldm.population.demographics import sample_conditions
 from brainldm.population.subject import Subject, make_subject, streams
-from brainldm.population.writing import columns, require_counts, write_people
+from brainldm.population.writing import columns, require_counts, sidecar, write_people
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import Grid
 from brainldm.volumes.template import COPYRIGHT_NOTICE
+
+_DESCRIPTION = "brainldm embedded population: deformed template, no real person"
 
 
 class Population:
@@ -79,7 +81,7 @@ def write_population(
             functools.partial(population_of, spacing_mm),
             seed,
             workers,
-            "brainldm embedded population: deformed template, no real person",
+            _DESCRIPTION,
             progress,
         )
         bids.write_dataset_files(
@@ -93,6 +95,7 @@ def write_population(
                 "Description": f"embedded population, seed {seed}, {spacing_mm:g} mm",
             },
             extra={"EmbeddedPopulation": True},
+            sidecar=sidecar(_DESCRIPTION),
             readme=_README.format(n=n, spacing=spacing_mm, seed=seed, notice=COPYRIGHT_NOTICE),
         )
 

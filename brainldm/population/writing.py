@@ -87,6 +87,11 @@ def in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def sidecar(description: str) -> dict[str, Any]:
+    """What holds for every image of a population."""
+    return {"Description": description, "SkullStripped": True, "SpatialReference": SPACE}
+
+
 def write_label_names(out: Path, names: dict[int, str]) -> None:
     """The table of the numbers in the label maps of a dataset."""
     lines = ["index\tname", "0\tbackground", *(f"{number}\t{name}" for number, name in sorted(names.items()))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,6 @@ def hashes(scan: Scan) -> dict[str, Any]:
         if path is not None:
             found[f"{what}SHA256"], found[f"{what}Bytes"] = file_sha256(path), _size(path)
     return found
-
-
-def clear_temporaries(folders: Iterable[Path]) -> None:
-    """Remove the files that a killed run left half-written in `folders`."""
-    for folder in folders:
-        if folder.is_dir():
-            _remove(*folder.glob(".*.tmp"))
 
 
 def _changed(path: Path | None, size: int | None, sha256: str | None, written_ns: int, verify: bool) -> bool:

@@ -24,8 +24,9 @@ from brainldm.preparation.scan import PrepareOptions, prepare_scan, software
 from brainldm.preparation.stripping import list_masks, mask_of
 from brainldm.preparation.tables import write_excluded_table, write_tables
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
-from brainldm.runtime.files import read_json, require_new_folder, write_json
-from brainldm.runtime.lock import LOCK, locked
+from brainldm.runtime.files import clear_temporaries, read_json, write_json
+from brainldm.runtime.lock import LOCK, locked, require_own_folder
+from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
 from brainldm.runtime.signals import PreemptionHandler
 from brainldm.runtime.workers import begin_worker
 from brainldm.volumes.grids import SPACE
@@ -73,7 +74,7 @@ def prepare(
     table: str | Path | None = None,
     pattern: str | None = None,
     workers: int = 1,
-    shard: tuple[int, int] = (1, 1),
+    shard: Shard = WHOLE,
     max_excluded: float = 0.2,
     retry: bool = False,
     verify: bool = False,
@@ -99,10 +100,8 @@ def prepare(
         first = f" The first of {len(found.excluded)} left out: {found.excluded[0].reason}." if found.excluded else ""
         raise UserError(f"{source}: no T1w scans in it.{first} Give a BIDS dataset, a folder, a list or a table.")
     found = _with_masks(found, options)
-    if not (out.is_dir() and all(path.name.startswith(LOCK) for path in out.iterdir())):
-        require_new_folder(out, MARKER)
-    name = LOCK if shard[1] == 1 else f"{LOCK}-{shard[0]}-of-{shard[1]}"
-    with locked(out, name, keep=False):  # a second run would clear away what this one is writing
+    require_own_folder(out, MARKER)
+    with locked(out, LOCK + shard_suffix(shard), keep=False):  # a second run would clear away what this one is writing
         _continue_or_begin(out, options)
         recorded = options.recorded()
         mine = found.scans[shard[0] - 1 :: shard[1]]
@@ -128,20 +127,12 @@ def prepare(
         return _finish(source, out, found, options, shard, max_excluded, len(todo))
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "3/40" -> (3, 40). Raises UserError for anything else."""
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"--shard {text!r}: two numbers are wanted, as 3/40 for the third of forty.")
-    return int(parts[0]), int(parts[1])
-
-
 def _finish(
     source: Path,
     out: Path,
     found: Found,
     options: PrepareOptions,
-    shard: tuple[int, int],
+    shard: Shard,
     max_excluded: float,
     done_now: int,
 ) -> Summary:
@@ -155,7 +146,7 @@ def _finish(
     if shard[1] == 1 or complete:
         folders = {OutputPaths(out, scan).folder for scan in found.scans}
         # a run of another shard may be writing one of its own at the root
-        records.clear_temporaries(folders | ({out, out / records.EXCLUDED} if shard[1] == 1 else set()))
+        clear_temporaries(folders | ({out, out / records.EXCLUDED} if shard[1] == 1 else set()))
     if excluded > max_excluded * total:
         write_excluded_table(out, found, results)
         raise UserError(
@@ -168,12 +159,9 @@ def _finish(
     return Summary(total, prepared, excluded, done_now, complete, found.notes)
 
 
-def _require(
-    source: Path, out: Path, options: PrepareOptions, workers: int, shard: tuple[int, int], max_excluded: float
-) -> None:
+def _require(source: Path, out: Path, options: PrepareOptions, workers: int, shard: Shard, max_excluded: float) -> None:
     """Raise UserError for what cannot work, before anything is read."""
-    if not 1 <= shard[0] <= shard[1]:
-        raise UserError(f"--shard {shard[0]}/{shard[1]}: the shards are 1/{shard[1]} to {shard[1]}/{shard[1]}.")
+    check_shard(shard)
     if workers < 1 or not 0 <= max_excluded <= 1:
         raise UserError("--workers starts at 1, and --max-excluded is a share between 0 and 1.")
     here, there = source.resolve(), out.resolve()
@@ -291,7 +279,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 def _do(job: _Job) -> bool:
     """Prepare one scan and write what came of it; whether it was kept."""
     paths, grid = OutputPaths(job.out, job.scan), job.options.target
-    records.clear_temporaries([paths.folder])
+    clear_temporaries([paths.folder])
     record: dict[str, Any] = {
         "Sources": [job.shown],
         **records.hashes(job.scan),

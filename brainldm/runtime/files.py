@@ -35,6 +35,14 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         raise
 
 
+def clear_temporaries(folders: Iterable[Path], name: str = "") -> None:
+    """Remove what a killed `write_atomically` (of the file `name`, if given) left half-written in `folders`."""
+    for folder in folders:
+        if folder.is_dir():
+            for path in folder.glob(f".{name}*.tmp"):
+                path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

@@ -20,6 +20,17 @@ UNFINISHED = "brainldm.unfinished"
 """Lock of a folder that is being filled for the first time; it is deleted when the folder is whole."""
 
 
+def require_own_folder(folder: str | Path, marker: str) -> Path:
+    """`folder` when it does not exist, holds no more than locks, or the file `marker` that makes it ours to go on with.
+
+    Raises UserError otherwise.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and all(path.name.startswith(LOCK) for path in folder.iterdir()):
+        return folder
+    return require_new_folder(folder, marker)
+
+
 @contextlib.contextmanager
 def locked(folder: str | Path, name: str = LOCK, keep: bool = True) -> Iterator[None]:
     """Hold the lock of `folder` (made if it is absent), a lock of the operating system on its file `name`.

@@ -158,12 +158,29 @@ def write_volume(
     description: str = "",
     scale_max: float | None = 1.0,
 ) -> bytes:
-    """Write `data` [D, H, W] as int16 with a fixed slope, `scale_max` being the largest value that can be stored.
+    """Write what `volume_bytes` makes of `data` [D, H, W], compressed when the name ends with .gz.
+
+    The file appears whole or not at all. Returns the bytes written. Raises ValueError for data that is not finite or
+    not 3D.
+    """
+    path = Path(path)
+    content = volume_bytes(data, affine, description, scale_max, compress=path.name.endswith(".gz"))
+    write_atomically(path, content)
+    return content
+
+
+def volume_bytes(
+    data: np.ndarray,
+    affine: np.ndarray,
+    description: str = "",
+    scale_max: float | None = 1.0,
+    compress: bool = True,
+) -> bytes:
+    """`data` [D, H, W] as NIfTI, int16 with a fixed slope, `scale_max` being the largest value that can be stored.
 
     The slope is the same for every image, so intensities stay comparable between images. With `scale_max` None the
-    values are stored as float32, as they are. `description`
-    (at most 79 characters) goes into the header. The bytes depend on the arguments alone, and the file appears
-    whole or not at all. Returns the bytes written. Raises ValueError for data that is not finite or not 3D.
+    values are stored as float32, as they are. `description` (at most 79 characters) goes into the header. The bytes
+    depend on the arguments alone. Raises ValueError for data that is not finite or not 3D.
     """
     data = np.asarray(data)
     if data.ndim != 3 or not np.isfinite(data).all():
@@ -181,11 +198,7 @@ def write_volume(
     image.set_qform(affine, code=4)
     image.header["descrip"] = description.encode()[:79]
     content = image.to_bytes()
-    path = Path(path)
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content, compresslevel=1, mtime=0)
-    write_atomically(path, content)
-    return content
+    return gzip.compress(content, compresslevel=1, mtime=0) if compress else content
 
 
 def block_average(data: np.ndarray, factor: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The released form of a latent diffusion model: a folder of JSON and safetensors, never code or pickles.
 
-model.json                 architectures, schedule, prediction, latent scale, image grid, conditions, provenance
+model.json                 architectures, schedule, prediction, latent scale, image grid, conditions and whose they
+                           were, provenance
 autoencoder.safetensors    parameters of both networks, see parameter_files.py
 unet.safetensors
 """
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.demography import Demography
 from brainldm.diffusion.sampling import Sampling
 from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
@@ -31,7 +33,7 @@ class ModelSpec:
     """Everything about a model but its weights; what model.json holds.
 
     `autoencoder` and `unet` are constructor arguments (dtype by name), `schedule` those of make_schedule,
-    `sampling` how samples are drawn by default.
+    `sampling` how samples are drawn by default, `demography` whose conditions it was trained on (None: not known).
     """
 
     autoencoder: dict[str, Any]
@@ -43,6 +45,7 @@ class ModelSpec:
     grid: Grid
     covariates: Covariates
     provenance: dict[str, Any]
+    demography: Demography | None = None
 
     @property
     def kind(self) -> str:
@@ -83,19 +86,22 @@ class ModelSpec:
             "image": self.grid.to_json(),
             "covariates": self.covariates.to_json(),
             "provenance": self.provenance,
+            **({} if self.demography is None else {"demography": self.demography.to_json()}),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
         """The reverse of `to_json`."""
+        covariates, demography = Covariates.from_json(content["covariates"]), content.get("demography")
         return cls(
             grid=Grid.from_json(content["image"]),
-            covariates=Covariates.from_json(content["covariates"]),
+            covariates=covariates,
+            demography=None if demography is None else Demography.from_json(demography, covariates),
             sampling=Sampling(**content["sampling"]),
             **{
                 field.name: content[field.name]
                 for field in dataclasses.fields(cls)
-                if field.name not in ("grid", "covariates", "sampling")
+                if field.name not in ("grid", "covariates", "sampling", "demography")
             },
         )
 

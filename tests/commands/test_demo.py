@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from bids_validator import bids_errors
 from PIL import Image
 
 from brainldm.commands.demo import TINY
@@ -48,9 +49,12 @@ def test_generated_brains_are_marked_and_lie_on_the_training_grid(demo_run):
         assert volume.data.shape == grid.shape
         np.testing.assert_array_equal(volume.affine, grid.affine)
         assert 0 <= volume.data.min() and volume.data.max() <= 1.0001
-        sidecar = json.loads(record.path.with_name(record.path.name.replace(".nii.gz", ".json")).read_text())
-        assert sidecar["Synthetic"] is True and sidecar["Conditions"]["age"] == record.covariates["age"]
+    assert json.loads((demo_run / "synthetic/T1w.json").read_text())["Synthetic"] is True
     assert "synthetic" in (demo_run / "synthetic/README").read_text()
+
+
+def test_the_official_validator_finds_no_error_in_the_generated_dataset(demo_run):
+    assert bids_errors(demo_run / "synthetic") == []
 
 
 def test_the_report_is_whole_and_needs_no_network(demo_run):

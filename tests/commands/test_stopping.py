@@ -89,7 +89,6 @@ def test_commands_that_fill_one_folder_refuse_a_second_run(demo_run, tmp_path, c
     commands = [
         ["demo", str(out), "--tiny"],
         ["population", str(out), "--n", "1", "--workers", "1"],
-        ["generate", str(model), str(out), "--steps", "1"],
         ["export", str(demo_run / "autoencoder"), str(demo_run / "diffusion"), str(out)],
         ["evaluate", str(demo_run / "synthetic"), str(demo_run / "held_out"), str(out)],
         ["convert", str(model), str(out)],

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_generation import fake_sampler
 
 from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates
@@ -14,7 +15,8 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.generation import dataset
 from brainldm.generation import sampler as sampler_module
 from brainldm.generation.conditions import check_conditions, draw_conditions, read_conditions
-from brainldm.generation.dataset import MANIFEST, Settings, generate
+from brainldm.generation.dataset import Settings, generate
+from brainldm.generation.manifest import read_manifests
 from brainldm.generation.sampler import make_sampler, reconstruct, sample_keys, sweep
 from brainldm.runtime.errors import UserError
 from brainldm.volumes.nifti import read_volume
@@ -106,7 +108,7 @@ def test_guidance_of_one_is_the_plain_model(model, sampler):
 def test_every_sampler_makes_brains(model, sampler, name):
     sampling = Sampling(2, sampler=name, spacing="log_snr")
     conditions = COVARIATES.encode([ROW])
-    volumes = make_sampler(model, sampling, batch_size=1)(0, np.array([0]), conditions)
+    volumes = make_sampler(model, sampling, batch_size=3)(0, np.array([0]), conditions)
     assert np.isfinite(volumes).all() and np.abs(volumes - sampler(0, np.array([0]), conditions)).max() > 1e-3
 
 
@@ -147,10 +149,10 @@ def test_progress_counts_whole_batches(model, tmp_path, monkeypatch):
 
 def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
     rows = [ROW, {**ROW, "ventricles_ml": 60.0}]
-    settings = Settings(Sampling(2), seed=3, batch_size=2, extrapolate=True)
+    settings = Settings(Sampling(2), seed=3, batch_size=3, extrapolate=True)
     generate(model, tmp_path / "a", rows, settings)
     generate(model, tmp_path / "b", rows, settings)
-    entries = [json.loads(line) for line in (tmp_path / "a" / MANIFEST).read_text().splitlines()]
+    entries = list(read_manifests(tmp_path / "a"))
     assert [e["conditions"] for e in entries] == rows
     for entry in entries:
         content = (tmp_path / "a" / entry["file"]).read_bytes()
@@ -164,13 +166,12 @@ def test_the_dataset_says_where_each_brain_comes_from(model, tmp_path):
 
 
 def test_a_brain_is_the_same_however_many_are_drawn_with_it(model, tmp_path):
-    for count in (1, 5):
-        settings = Settings(Sampling(2), seed=3, batch_size=4, extrapolate=True)
+    for count in (1, 4):
+        settings = Settings(Sampling(2), seed=3, batch_size=3, extrapolate=True)
         generate(model, tmp_path / str(count), [ROW] * count, settings)
-    image = "sub-0001/anat/sub-0001_T1w"
-    for end in (".nii.gz", ".json"):
-        assert (tmp_path / "1" / f"{image}{end}").read_bytes() == (tmp_path / "5" / f"{image}{end}").read_bytes()
-    assert json.loads((tmp_path / "1" / f"{image}.json").read_text())["BatchSize"] == 4
+    image = "sub-0001/anat/sub-0001_space-MNI152NLin2009aSym_T1w.nii.gz"
+    assert (tmp_path / "1" / image).read_bytes() == (tmp_path / "4" / image).read_bytes()
+    assert json.loads((tmp_path / "1/T1w.json").read_text())["BatchSize"] == 3
 
 
 def read_bytes_of_header(path):
@@ -182,11 +183,10 @@ def read_bytes_of_header(path):
 def test_conditions_outside_the_range_need_to_be_asked_for(model, tmp_path):
     row = {**ROW, "age": 95.0}
     with pytest.raises(UserError, match=r"age 95 years \(trained on [\d.]+ to [\d.]+\).*--extrapolate"):
-        generate(model, tmp_path / "a", [row], Settings(Sampling(2)))
+        generate(model, tmp_path / "a", [row], Settings(Sampling(2), batch_size=3))
     assert not (tmp_path / "a").exists()
-    generate(model, tmp_path / "a", [row], Settings(Sampling(2), extrapolate=True))
-    sidecar = json.loads((tmp_path / "a/sub-0001/anat/sub-0001_T1w.json").read_text())
-    assert sidecar["Extrapolated"] is True
+    generate(model, tmp_path / "a", [row], Settings(Sampling(2), batch_size=3, extrapolate=True))
+    assert next(read_manifests(tmp_path / "a"))["extrapolated"] is True
     assert "\ttrue\n" in (tmp_path / "a/participants.tsv").read_text()
 
 
@@ -247,6 +247,48 @@ def test_drawn_conditions_keep_what_was_fixed():
 def test_conditions_that_mean_nothing_are_refused(fixed, said):
     with pytest.raises(UserError, match=said):
         draw_conditions(COVARIATES, 1, 0, fixed)
+
+
+def written(folder):
+    return [entry["conditions"] for entry in read_manifests(folder)]
+
+
+def test_conditions_are_those_of_the_people_of_the_model_unless_asked_otherwise(
+    model, demo_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(dataset, "make_sampler", fake_sampler(shape=model.spec.grid.shape))
+    folder, out = str(demo_run / "model"), tmp_path
+    assert model.spec.demography is not None
+    asked = ["--n", "4", "--seed", "5"]
+    assert main(["generate", folder, str(out / "a"), *asked]) == 0
+    assert main(["generate", folder, str(out / "b"), *asked, "--uniform"]) == 0
+    assert written(out / "a") == draw_conditions(model.spec.covariates, 4, 5, {}, model.spec.demography)
+    assert written(out / "b") == draw_conditions(model.spec.covariates, 4, 5, {})
+    (out / "people.json").write_text('{"sex": {"M": 1}}')
+    capsys.readouterr()
+    more = ["--population", str(out / "people.json"), "--age", "60", "--extrapolate"]
+    assert main(["generate", folder, str(out / "c"), *asked, *more]) == 0
+    assert {row["sex"] for row in written(out / "c")} == {"M"}
+    assert "age 60 years: percentile" in capsys.readouterr().err
+    more = ["--n", "2", "--sweep", "age=50:60:3", "--extrapolate"]
+    assert main(["generate", folder, str(out / "d"), *more]) == 0
+    assert [row["age"] for row in written(out / "d")] == [50.0, 55.0, 60.0] * 2
+    assert [entry["noise"] for entry in read_manifests(out / "d")] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--uniform", "--population", "x"], "exclude each other"),
+        (["--population", "nowhere.json"], "nowhere.json"),
+        (["--sweep", "age=1"], "LOW:HIGH:COUNT"),
+        (["--shard", "3/2"], "shards are 1/2"),
+        (["--labels", "--shard", "1/2"], "whole dataset"),
+    ],
+)
+def test_mistakes_in_who_is_drawn_are_said_before_any_work(demo_run, tmp_path, flags, said, capsys):
+    assert main(["generate", str(demo_run / "model"), str(tmp_path / "out"), *flags]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_conditions_from_a_table(demo_run, tmp_path):

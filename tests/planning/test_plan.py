@@ -359,7 +359,9 @@ def test_a_diffusion_run_on_virtual_devices(capsys, tmp_path):
         capsys,
         *("--config", f"{CONFIGS / 'paper_ldm.py'}:tiny", f"--config.autoencoder={tmp_path}", "--devices", "2"),
         *("--config.mesh.fsdp=2", "--config.mesh.rules=fsdp", "--config.mesh.min_size=512"),
-        *("--config.batch_size=3", "--config.model.num_res_blocks=1", "--programs", "train,sample"),
+        *("--config.batch_size=3", "--config.model.num_res_blocks=1", "--config.model.channels=(16,)"),
+        *("--config.model.attention_levels=(True,)", "--config.model.num_head_channels=(16,)"),
+        *("--programs", "train,sample"),
         "--no-search",
     )
     step, sample = plan["programs"]["train"], plan["programs"]["sample"]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from bids_validator import bids_errors
 
 from brainldm.datasets.bids import read_dataset, read_participants
 from brainldm.datasets.covariates import Covariates
@@ -41,6 +42,11 @@ def written(tmp_path_factory):
     write_population(root / "three", 3, 4, seed=11, progress=lambda done, total: seen.append((done, total)))
     write_population(root / "two", 2, 4, seed=11, workers=2)
     return root, seen
+
+
+def test_the_official_validator_finds_no_error_in_it(written, tmp_path):
+    assert bids_errors(written[0] / "three") == []
+    assert any("MISSING_DATASET_DESCRIPTION" in error for error in bids_errors(tmp_path))
 
 
 def test_bytes_depend_on_seed_and_index_alone(written):

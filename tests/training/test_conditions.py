@@ -16,7 +16,7 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.conditions import draw_conditions
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import autoencoder_config, covariates_of, diffusion_config, validate
-from brainldm.weights.model_folder import load_model
+from brainldm.weights.model_folder import load_model, unet_shapes
 
 EXTRA = ("site=Leeds|York|Hull", "icv_ml[mL]=1200:1800")
 
@@ -76,7 +76,8 @@ def model(demo_run, data, tmp_path_factory, repository):
         f"--config.autoencoder={demo_run / 'autoencoder'}",
         f"--config.covariates.extra={EXTRA!r}",
         "--config.data.max_excluded=0.2",
-        "--config.num_steps=1",
+        *("--config.model.channels=(8,)", "--config.model.attention_levels=(True,)"),
+        *("--config.model.num_head_channels=(8,)", "--config.num_steps=1"),
         "--config.every.images=0",
     ]
     assert main(arguments) == 0
@@ -97,8 +98,9 @@ def test_the_context_of_the_network_follows(model, demo_run):
     wide, plain = load_model(model / "model"), load_model(demo_run / "model")
     assert (wide.spec.unet["condition_dim"], plain.spec.unet["condition_dim"]) == (8, 4)
     assert wide.spec.covariates["site"].levels == ("Leeds", "York", "Hull")
-    sizes = [sum(x.size for x in jax.tree.leaves(one.unet)) for one in (wide, plain)]
-    assert sizes[0] > sizes[1]
+    narrow = dataclasses.replace(wide.spec, unet={**wide.spec.unet, "condition_dim": 4}).make_unet()
+    narrow = unet_shapes(narrow, wide.spec.latent_shape, 4)
+    assert sum(x.size for x in jax.tree.leaves(wide.unet)) > sum(x.size for x in jax.tree.leaves(narrow))
     card = (model / "model/README.md").read_text()
     assert "site: Leeds, York or Hull" in card and "icv_ml: 1200 to 1800 mL" in card
 

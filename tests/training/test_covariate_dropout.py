@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import save_random_model
 
+from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.diffusion.sampling import Sampling
 from brainldm.evaluation.datasets import open_datasets
 from brainldm.generation.conditions import check_conditions, draw_conditions
 from brainldm.generation.dataset import Settings, generate
+from brainldm.generation.manifest import read_manifests
 from brainldm.runtime.errors import UserError
 from brainldm.training import diffusion
-from brainldm.training.config import covariates_of
 from brainldm.training.flags import load_config
-from brainldm.volumes.grids import training_grid
-from brainldm.weights.model_folder import ModelSpec, autoencoder_shapes, load_model, save_model, unet_shapes
+from brainldm.weights.model_folder import load_model
 
 LEVELS = "scanner=A|B|C"
 
@@ -52,33 +53,8 @@ def model(tmp_path_factory):
     """A model folder of tiny networks with random numbers that takes any subset of its conditions."""
     config = load_config("demo_ldm:tiny", {"data.path": "people"}).unlock()
     config.loss.covariate_dropout = 0.2
-    autoencoder = load_config("demo_autoencoder:tiny", {"data.path": "people"}).model.to_dict()
-    covariates = covariates_of(config)
-    spec = ModelSpec(
-        autoencoder=autoencoder,
-        unet=diffusion.unet_arguments(config, autoencoder["latent_channels"], covariates.width),
-        schedule=config.schedule.to_dict(),
-        prediction="velocity",
-        latent_scale=1.0,
-        sampling=Sampling(1, guidance=2.0),
-        grid=training_grid(4),
-        covariates=covariates,
-        provenance={},
-    )
-    rng = np.random.default_rng(0)
-
-    def numbers(shapes):
-        return jax.tree.map(lambda s: (0.1 * rng.standard_normal(s.shape)).astype(np.float32), shapes)
-
-    folder = tmp_path_factory.mktemp("subset") / "model"
-    save_model(
-        folder,
-        spec,
-        numbers(autoencoder_shapes(spec.make_autoencoder(), spec.grid)),
-        numbers(unet_shapes(spec.make_unet(), spec.latent_shape, covariates.width)),
-        "card",
-    )
-    return load_model(folder)
+    autoencoder = load_config("demo_autoencoder:tiny", {"data.path": "people"})
+    return load_model(save_random_model(tmp_path_factory.mktemp("subset") / "model", autoencoder, config))
 
 
 def test_a_model_folder_says_that_conditions_may_be_left_out(model):
@@ -105,8 +81,7 @@ def test_what_was_left_out_is_not_said(drawn):
         ["n/a", "60.0", "n/a", "n/a"],
         ["M", "65.0", "n/a", "n/a"],
     ]
-    sidecar = json.loads((drawn / "sub-0002" / "anat" / "sub-0002_T1w.json").read_text())
-    assert sidecar["Conditions"] == {"age": 60.0}
+    assert [entry["conditions"] for entry in read_manifests(drawn)][1] == {"age": 60.0}
     description = json.loads((drawn / "dataset_description.json").read_text())
     assert description["ConditionsLeftOut"] is True
 
@@ -124,6 +99,11 @@ def test_only_what_is_named_is_drawn_and_the_rest_is_as_it_was():
     every = draw_conditions(covariates, 3, 5, {"age": "60:75", "sex": "F"})
     some = draw_conditions(covariates, 3, 5, {"age": "60:75", "sex": "F"}, subset=True)
     assert some == [{"sex": row["sex"], "age": row["age"]} for row in every]
+
+
+def test_whoever_asks_for_less_than_a_model_needs_is_told(demo_run, tmp_path, capsys):
+    assert main(["generate", str(demo_run / "model"), str(tmp_path / "out"), "--age", "60", "--only-asked"]) == 2
+    assert "needs all its conditions" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_model_that_learnt_with_all_conditions_refuses_a_subset():

@@ -214,7 +214,7 @@ def test_unreadable_volumes_stop_a_run_with_their_name(demo_run, tmp_path, cache
 
 def test_a_discriminator_that_no_step_trains_is_not_part_of_the_program():
     def passed_on(**loss):
-        changes = {f"loss.{name}": value for name, value in loss.items()}
+        changes = {f"loss.{name}": value for name, value in loss.items()} | {"model.channels": (4,)}
         config = load_config("demo_autoencoder:tiny", {"data.path": "x", **changes})
         _, train_step, _ = autoencoder.build(config, None)
         state = autoencoder.state_shapes(config)

@@ -18,8 +18,9 @@ from brainldm.evaluation.measures.backend import Backend
 from brainldm.evaluation.measures.one_image import Context, Record, labels_path, measure_image, state_of
 from brainldm.evaluation.measures.tables import write_structures, write_tables
 from brainldm.runtime.errors import Stopped, UserError
-from brainldm.runtime.files import require_new_folder, write_atomically, write_json
-from brainldm.runtime.lock import LOCK, locked
+from brainldm.runtime.files import write_atomically, write_json
+from brainldm.runtime.lock import LOCK, locked, require_own_folder
+from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
 from brainldm.runtime.signals import PreemptionHandler
 
 MARKER = "measure.json"
@@ -60,7 +61,7 @@ def measure_dataset(
     labels: bool = False,
     fill: bool = False,
     pattern: str | None = None,
-    shard: tuple[int, int] = (1, 1),
+    shard: Shard = WHOLE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Measure the images of `source` (see `find_scans`) and write the derivative dataset `out`.
@@ -76,17 +77,15 @@ def measure_dataset(
     Ctrl-C.
     """
     source, out = Path(source), Path(out)
-    if not 1 <= shard[0] <= shard[1]:
-        raise UserError(f"--shard {shard[0]}/{shard[1]}: the shards are 1/{shard[1]} to {shard[1]}/{shard[1]}.")
+    check_shard(shard)
     if out.resolve() == source.resolve():
         raise UserError(f"{out}: is the dataset itself. Give another folder for the volumes.")
     found = find_scans(source, pattern=pattern)
     if not found.scans:
         first = f" The first of {len(found.excluded)} left out: {found.excluded[0].reason}." if found.excluded else ""
         raise UserError(f"{source}: no T1w images in it.{first} Give a prepared or generated dataset.")
-    if not (out.is_dir() and all(path.name.startswith(LOCK) for path in out.iterdir())):
-        require_new_folder(out, MARKER)
-    name = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
+    require_own_folder(out, MARKER)
+    name = shard_suffix(shard)
     with locked(out, LOCK + name, keep=False):
         write_json(out / MARKER, {"Format": 1})
         context = _context(source, out, backend, labels)

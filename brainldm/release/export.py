@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from brainldm import __version__
+from brainldm.datasets.demography import Demography
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
@@ -25,6 +26,9 @@ A latent diffusion model of T1-weighted brain MRI (Pinaya et al. 2022, arXiv 220
 - Steps: autoencoder {autoencoder_steps}, denoising network {diffusion_steps}
 - Conditions:
 {conditions}
+
+model.json holds the distribution of these conditions among the scans trained on, as quantiles, shares and correlations:
+`generate` draws from it what is not asked for. It holds nobody's row; the ends of a range are values of single scans.
 
 Use it with `brainldm generate MODEL OUT --n 8`. The files are JSON and safetensors; no code runs from them.
 
@@ -51,6 +55,11 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     state = restore_state(config, diffusion_workdir)
     covariates = covariates_of(config).with_observed(run_info.get("observed", {}))
     grid = training_grid(autoencoder.spacing_mm)
+    begun = {
+        network: note["sha256"]
+        for network, path in (("autoencoder", autoencoder_workdir), ("unet", diffusion_workdir))
+        if (note := _run_info(path).get("init_from"))
+    }
     autoencoder_config = Path(autoencoder_workdir) / "config.json"
     steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
     spec = ModelSpec(
@@ -68,7 +77,9 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
             "scans": run_info["scans_training"],
             "autoencoder_steps": steps,
             "diffusion_steps": int(state.step),
+            **({"init_from": begun} if begun else {}),
         },
+        demography=Demography.from_json(found, covariates) if (found := run_info.get("demography")) else None,
     )
     card = CARD.format(
         version=__version__,
@@ -81,6 +92,11 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         conditions="\n".join(f"  - {condition.name}: {condition.span}" for condition in covariates),
     )
     return save_model(folder, spec, autoencoder.params, state.ema, card)
+
+
+def _run_info(workdir: str | Path) -> dict[str, Any]:
+    path = Path(workdir) / "run.json"
+    return read_json(path) if path.exists() else {}
 
 
 def described_dataset(path: str) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""What a folder of synthetic brains is to hold, written into it before the first brain."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from brainldm import __version__
+from brainldm.diffusion.sampling import Sampling
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json, write_json
+from brainldm.runtime.shards import Shard
+
+JOB = "generation.json"
+"""The file of the job, which marks a folder as one to go on with."""
+_FORMAT = 1
+
+Row = Mapping[str, float | str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What decides about every byte of a generated dataset, apart from the machine.
+
+    `kind` is one of `parameter_files.KINDS`, and `sampling` None of those that draw in one pass. `conditions_sha256` is
+    of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size` brains each. `about` is what
+    the dataset's files say besides: descriptions of the columns, the model's origin. `repeat` consecutive brains share
+    their noise, as those of a sweep do. `begun` is a date, YYYY-MM-DD.
+    """
+
+    model_sha256: str
+    kind: str
+    sampling: Sampling | None
+    seed: int
+    batch_size: int
+    count: int
+    conditions_sha256: str
+    shards: int
+    chunk_size: int
+    about: dict[str, Any]
+    repeat: int = 1
+    version: str = __version__
+    begun: str = ""
+
+    def subject_id(self, index: int) -> str:
+        """`sub-0001` for index 0, with as many digits as the last one needs."""
+        return f"sub-{index + 1:0{max(4, len(str(self.count)))}d}"
+
+    def indices(self, shard: Shard) -> list[int]:
+        """The brains of a shard, ascending: chunks of `chunk_size` are dealt to the shards in turn."""
+        first, step = (shard[0] - 1) * self.chunk_size, self.shards * self.chunk_size
+        return [
+            index
+            for start in range(first, self.count, step)
+            for index in range(start, min(start + self.chunk_size, self.count))
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the job's file."""
+        return {"format": _FORMAT, **dataclasses.asdict(self)}
+
+
+def conditions_sha256(rows: Sequence[Row]) -> str:
+    """A hash of rows of conditions, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_job(out: str | os.PathLike) -> Job:
+    """The job of a folder. Raises UserError when there is none, or none that this version understands."""
+    path = Path(out) / JOB
+    if not path.is_file():
+        raise UserError(f"{out}: holds no {JOB}, so `brainldm generate` did not make it. Give a folder that it made.")
+    content = read_json(path)
+    try:
+        if content.pop("format") != _FORMAT:
+            raise ValueError("of another format")
+        sampling = content["sampling"]
+        return Job(**{**content, "sampling": None if sampling is None else Sampling(**sampling)})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be understood ({error}). It was damaged, or made by a later version."
+        ) from error
+
+
+def begin_or_continue(out: Path, job: Job) -> Job:
+    """Write the job into `out`, or hold it against the one that is there, and return that.
+
+    Raises UserError when `out` was begun with another job.
+    """
+    if not (out / JOB).exists():
+        write_json(out / JOB, dataclasses.replace(job, begun=date.today().isoformat()).to_json())
+    before = read_job(out)
+    old, new = (dataclasses.replace(one, begun="").to_json() for one in (before, job))
+    changed = [name for name in new if json.dumps(old[name]) != json.dumps(new[name])]
+    if changed:
+        words = "; ".join(f"{_WORDS[name]} {_shown(old[name])}, now {_shown(new[name])}" for name in changed)
+        raise UserError(
+            f"{out}: was begun as another dataset ({words}). Give the arguments of the first run, or a new folder."
+        )
+    return before
+
+
+_WORDS = {
+    "format": "format",
+    "model_sha256": "model",
+    "kind": "kind of model",
+    "sampling": "sampling",
+    "seed": "seed",
+    "batch_size": "batch size",
+    "count": "number of brains",
+    "conditions_sha256": "conditions",
+    "shards": "shards",
+    "chunk_size": "chunk size",
+    "about": "note or columns",
+    "repeat": "brains with the same noise",
+    "version": "version of brainldm",
+    "begun": "begun",
+}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items())[:120]
+    return str(value)[:12]

@@ -1,0 +1,100 @@
+"""The record of what is written: one line for each brain, appended after its file is on disk.
+
+A file without its line is not done, whatever it looks like, and a line whose file is gone or of another length is not
+either. So a run that was killed at any moment loses at most the brains that it was writing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import file_sha256, read_json, write_atomically
+from brainldm.runtime.shards import Shard
+
+Entry = Mapping[str, Any]
+"""A line: id, index, seed, noise, batch_size, conditions, extrapolated, file, bytes, sha256, mean, p99, model_sha256.
+
+`noise` is the number that the key is folded from; `mean` and `p99` (99th percentile) are of the intensities, 0 to 1.
+"""
+_LOOKING = 4
+"""Threads that look at files."""
+_NEEDED = ("id", "index", "file", "bytes", "sha256", "conditions")
+
+
+def manifest_path(out: Path, shard: Shard) -> Path:
+    """The manifest that one shard writes."""
+    return out / f"manifest-{shard[0] - 1:04d}.jsonl"
+
+
+def completion_path(out: Path, shard: Shard) -> Path:
+    """The file that says that a shard is done, for whatever waits for it."""
+    return out / f"shard-{shard[0]:04d}-of-{shard[1]:04d}.json"
+
+
+def shard_is_done(out: Path, shard: Shard) -> bool:
+    """Whether a shard says that it is done, and of the manifest that is there."""
+    try:
+        said = read_json(completion_path(out, shard))
+    except UserError:
+        return False
+    return isinstance(said, dict) and said.get("manifest_sha256") == file_sha256(manifest_path(out, shard))
+
+
+def read_manifest(path: Path) -> Iterator[Entry]:
+    """The lines of a manifest that can be read; one that a killed run was writing is left out."""
+    try:
+        file = open(path, encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and all(name in entry for name in _NEEDED):
+                yield entry
+
+
+def read_manifests(out: Path) -> Iterator[Entry]:
+    """The lines of all manifests of a folder."""
+    for path in sorted(out.glob("manifest-*.jsonl")):
+        yield from read_manifest(path)
+
+
+def line(entry: Entry) -> bytes:
+    """An entry as the manifest has it."""
+    return (json.dumps(entry) + "\n").encode()
+
+
+def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
+    """Write a manifest anew, whole or not at all."""
+    write_atomically(path, b"".join(map(line, entries)))
+
+
+def problem(out: Path, entry: Entry, full: bool = False) -> str | None:
+    """What is wrong with the file of an entry: "missing", "of another length", "cannot be read" or, with `full`,
+    "changed" by its SHA-256; None when nothing is."""
+    path = out / entry["file"]
+    try:
+        if os.stat(path).st_size != entry["bytes"]:
+            return "of another length"
+    except OSError:
+        return "missing"
+    if not full:
+        return None
+    found = file_sha256(path)
+    return "cannot be read" if found is None else None if found == entry["sha256"] else "changed"
+
+
+def find_problems(out: Path, entries: Sequence[Entry], full: bool) -> dict[str, str]:
+    """What is wrong with the files of entries, by id (see `problem`)."""
+    with ThreadPoolExecutor(_LOOKING) as pool:
+        found = pool.map(lambda entry: problem(out, entry, full), entries)
+        return {entry["id"]: what for entry, what in zip(entries, found, strict=True) if what}
