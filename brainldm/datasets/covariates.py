@@ -20,7 +20,7 @@ from brainldm.runtime.errors import UserError
 
 SEX_WORDS = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
 _MISSING = {"", ".", "n/a", "na", "nan", "none", "null", "#n/a", "missing"}
-_NOT_CONDITIONS = ("participant_id", "session_id", "split")
+NOT_CONDITIONS = ("participant_id", "session_id", "split")
 _EXTRA = re.compile(r"([^\s=|:\[\]]+)(?:\[([^\[\]]*)\])?=(.+)")
 
 
@@ -142,7 +142,7 @@ def parse_extra(text: str) -> Covariate:
     if not found:
         raise UserError(f"config.covariates.extra: {text!r} is no condition. {hint}")
     name, unit, rest = found[1], (found[2] or "").strip(), found[3]
-    if name in _NOT_CONDITIONS:
+    if name in NOT_CONDITIONS:
         raise UserError(f"config.covariates.extra: {name} says whose scan it is; it cannot be a condition.")
     if "|" in rest:
         levels = tuple(level.strip() for level in rest.split("|"))
