@@ -225,8 +225,8 @@ def vae_gan_config() -> ml_collections.ConfigDict:
     """Our baseline: the same with an encoder, which learns from the discriminator's features; without conditions."""
     config = _gan("vae_gan")
     config.loss = loss = ml_collections.ConfigDict()
-    loss.prior_weight = 1e-4  # of the divergence, in nats, in the encoder's loss
-    loss.reconstruction_weight = 1.0  # of the features' difference in the generator's loss
+    loss.prior_weight = 1e-2  # of the divergence, in nats, in the encoder's loss
+    loss.reconstruction_weight = 10.0  # of the features' difference in the generator's loss
     # The discriminator is not trained in a step where its loss is below this (2.08 is that of one that guesses), so
     # that the generator can keep up; 0: always trained.
     loss.discriminator_rest = 1.0
