@@ -14,6 +14,7 @@ from brainldm.commands import (
     check,
     convert,
     demo,
+    doctor,
     evaluate,
     export,
     finalize,
@@ -31,6 +32,7 @@ from brainldm.runtime.errors import BrainldmError, Stopped
 from brainldm.runtime.signals import stop_at_once
 
 _COMMANDS = (
+    doctor,
     demo,
     population,
     prepare,
