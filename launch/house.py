@@ -20,6 +20,7 @@ ROOMS = (
     ("cli",),
     ("commands",),
     ("planning",),
+    ("release",),
     ("training",),
     ("generation",),
     ("evaluation",),

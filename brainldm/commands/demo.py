@@ -54,8 +54,8 @@ def _demo(out: Path, size: Size) -> dict[str, Any]:
     from brainldm.generation.illustrations import illustrate
     from brainldm.parallel import devices
     from brainldm.population.population import write_population
+    from brainldm.release.export import export
     from brainldm.training import loop
-    from brainldm.training.export import export
     from brainldm.training.flags import load_config
     from brainldm.weights.model_folder import load_model
 

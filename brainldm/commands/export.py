@@ -21,8 +21,8 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from brainldm.training.export import export
-    from brainldm.training.export_alone import export_alone
+    from brainldm.release.export import export
+    from brainldm.release.export_alone import export_alone
 
     if options.diffusion is None:
         print(f"{options.model} {export_alone(options.workdir, options.model)}")

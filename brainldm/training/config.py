@@ -115,6 +115,7 @@ def mesh_config() -> ml_collections.ConfigDict:
 def autoencoder_config() -> ml_collections.ConfigDict:
     """Stage one: AutoencoderKL trained with L1 + KL + perceptual + patch-adversarial loss."""
     config = _common("autoencoder")
+    config.init_from = ""  # model folder whose autoencoder training begins with; "": from scratch
     config.every.fidelity = 1000  # similarity, sharpness and ventricles of some held-out reconstructions
 
     config.model = model = ml_collections.ConfigDict()
@@ -156,6 +157,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
     """Stage two: DiffusionUNet trained to denoise the latents of a frozen autoencoder."""
     config = _common("diffusion")
     config.autoencoder = ""  # work dir of stage one, or a model folder
+    config.init_from = ""  # model folder whose denoising network training begins with; "": from scratch
 
     config.latents = latents = ml_collections.ConfigDict()
     latents.path = ""  # folder of the encoded scans, which several runs may share; "": `latents` in the work dir

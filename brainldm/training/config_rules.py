@@ -158,6 +158,7 @@ _COMMON = {
 _GROUP_NORM = {"model.norm_num_groups": _whole(1), "model.norm_eps": _RATE}
 
 _AUTOENCODER = {
+    "init_from": _TEXT,
     **_GROUP_NORM,
     "every.fidelity": _COUNT,
     "model.architecture": _one_of(*AUTOENCODERS),
@@ -176,6 +177,7 @@ _AUTOENCODER = {
 }
 
 _DIFFUSION = {
+    "init_from": _TEXT,
     **_GROUP_NORM,
     "model.num_res_blocks": _whole(1, 100),
     "autoencoder": _TEXT,

@@ -185,7 +185,7 @@ def _initial_state(
     step, saved = checkpoints.begin()
     if step is None:
         init = jax.jit(loaded.init, out_shardings=shardings, compiler_options=quickly_compiled())
-        return init(), {"sums": {}, "count": 0}
+        return loaded.begin(init()), {"sums": {}, "count": 0}
     check_checkpoint(saved, metadata, workdir / f"checkpoints/{step}")
     check_num_steps(step, config.num_steps, workdir)
     return checkpoints.restore(abstract_like(shapes, shardings), step)

@@ -86,9 +86,13 @@ _CAME_LATER = {
 """By stage and section of a config, what older versions did not have, and did."""
 
 
+_CAME_LATER_ON_TOP = dict.fromkeys(("autoencoder", "diffusion"), {"init_from": ""})
+"""The same of keys that are in no section."""
+
+
 def from_json(content: dict[str, Any]) -> ml_collections.ConfigDict:
     """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default."""
-    content = {**running_config().to_dict(), **content}
+    content = {**running_config().to_dict(), **_CAME_LATER_ON_TOP.get(content.get("stage"), {}), **content}
     for section, values in _CAME_LATER.get(content.get("stage"), {}).items():
         if section in content:
             content[section] = {**values, **content[section]}

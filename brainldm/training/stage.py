@@ -69,9 +69,10 @@ class Eval:
 class LoadedStage:
     """A stage with its data, ready to train.
 
-    `init()` makes a fresh state. `frozen` are the arrays that train_step(state, batch, frozen) does not train.
-    `train` gives batches; `names` are the scans that a batch's "index" points to; `excluded` is what of the dataset
-    was left out. `run_info` goes into run.json, the evals' figures into metrics.jsonl under their names.
+    `init()` makes a fresh state, and `begin(state)`, outside of programs, of it what training begins with. `frozen` are
+    the arrays that train_step(state, batch, frozen) does not train. `train` gives batches; `names` are the scans that a
+    batch's "index" points to; `excluded` is what of the dataset was left out. `run_info` goes into run.json, the evals'
+    figures into metrics.jsonl under their names.
     """
 
     init: Callable[[], Any]
@@ -81,6 +82,7 @@ class LoadedStage:
     evals: dict[str, Eval]
     run_info: dict[str, Any]
     excluded: tuple[Excluded, ...] = ()
+    begin: Callable[[Any], Any] = lambda state: state
 
 
 class Stage(abc.ABC):

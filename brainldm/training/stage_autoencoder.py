@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from brainldm.data.codec import Codec
 from brainldm.data.pipeline import VolumeSource
+from brainldm.evaluation.fidelity import SCANS, fidelity, nearer_than_a_rescan
 from brainldm.models.build import autoencoder_halvings
 from brainldm.parallel.distributed import is_primary
 from brainldm.parallel.mesh import VOLUMES, check_volume, process_shard, replicated, shard_batch
@@ -20,7 +22,7 @@ from brainldm.parallel.sharding import abstract_like
 from brainldm.reports.mosaics import mosaic
 from brainldm.runtime.console import log
 from brainldm.training import autoencoder
-from brainldm.training.fidelity import SCANS, fidelity, nearer_than_a_rescan
+from brainldm.training.init_from import InitFrom, said_of_intensities, said_of_latents
 from brainldm.training.inputs import padded_batches
 from brainldm.training.stage import IMAGES, Eval, EvalResult, LatentStage, Program, array_shape, whole_batches
 from brainldm.training.stage_volumes import VolumeStage
@@ -69,6 +71,27 @@ class AutoencoderStage(VolumeStage, LatentStage):
     def frozen(self) -> Any:
         loss = self.config.loss
         return self.sharding.put_params(load_perceptual(loss.perceptual, tuple(loss.perceptual_files)))
+
+    def init_from(self, workdir: Path) -> InitFrom:
+        shapes = self.state_shapes().params
+        return InitFrom(self.config, workdir, "autoencoder", self.config.model.to_dict(), shapes)
+
+    def compare(self, init_from: InitFrom, validation: VolumeSource) -> None:
+        rows, shard = whole_batches(IMAGES, self.mesh), process_shard(self.mesh)
+        batch, _ = next(padded_batches(validation, rows, self.config.data.threads, shard))
+
+        @partial(jax.jit, out_shardings=replicated(self.mesh))
+        def look(params, image):
+            reconstruction, mu, _ = self._reconstruct(params, image)
+            head = image > 0.05
+            means = (jnp.mean(array, where=head) for array in (image, reconstruction, jnp.abs(reconstruction - image)))
+            return *means, jnp.std(mu)
+
+        params = self.sharding.put_params(init_from.point.params)
+        scans, again, error, deviation = map(float, look(params, shard_batch(batch["image"], self.mesh)))
+        deviation *= init_from.point.model.spec.latent_scale
+        figures = {"intensity": scans, "intensity_reconstructed": again, "latents_sd": deviation}
+        init_from.compare(figures, said_of_intensities(scans, again, error), said_of_latents(deviation))
 
     def evals(self, validation: VolumeSource) -> dict[str, Eval]:
         every = self.config.every

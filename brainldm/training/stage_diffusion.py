@@ -25,6 +25,7 @@ from brainldm.reports.mosaics import mosaic
 from brainldm.runtime.errors import UserError
 from brainldm.training import diffusion
 from brainldm.training.config import covariates_of
+from brainldm.training.init_from import InitFrom, said_of_latents, said_of_objective
 from brainldm.training.inputs import (
     conditions_of,
     conditions_sha256,
@@ -110,6 +111,8 @@ class DiffusionStage(LatentStage):
                 f"config.data.spacing_mm is {config.data.spacing_mm}, but the autoencoder {config.autoencoder} was "
                 f"trained at {trained.spacing_mm} mm. Use the same."
             )
+        arguments = diffusion.unet_arguments(config, self.latent_shape[-1], self.condition_width)
+        begun = InitFrom(config, workdir, "unet", arguments, self.state_shapes().params)
         frozen = Sharding(config.mesh, self.volume_mesh).put_params(trained.params)
         splits, excluded = read_splits(config, need_images=False)
         cache = latent_cache(
@@ -129,7 +132,7 @@ class DiffusionStage(LatentStage):
             train = SampledLatents(cache, names["train"], conditions["train"], config.latents.sample)
         else:
             train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
-        scale = config.latent_scale or 1.0 / cache.std(names["train"])
+        scale = config.latent_scale or self._latent_scale(begun, cache.std(names["train"]), trained.sha256)
         process, processes = process_shard(self.mesh)
         covariates, people = covariates_of(config), [scan.covariates for scan in splits["train"]]
         return LoadedStage(
@@ -158,9 +161,28 @@ class DiffusionStage(LatentStage):
                 "latent_shape": list(self.latent_shape),
                 "autoencoder_sha256": trained.sha256,
                 "latents": str(cache.folder),
+                **({"init_from": begun.noted} if begun.noted else {}),
             },
             excluded=excluded,
+            begin=begun.begin,
         )
+
+    def _latent_scale(self, begun: InitFrom, deviation: float, autoencoder_sha256: str) -> float:
+        """What latents of this standard deviation are multiplied by: to 1, or as the model did that training begins
+        with, where its latents are of the same autoencoder."""
+        if begun.begins:
+            model = begun.point.model
+            same = begun.point.autoencoder_sha256 == autoencoder_sha256
+            scale = model.spec.latent_scale if same else 1.0 / deviation
+            objective = self.config.loss.prediction, self.config.schedule.to_dict(), covariates_of(self.config)
+            other = "They are those of another autoencoder, which it has to learn anew."
+            begun.compare(
+                {"latent_scale": scale, "latents_sd": deviation * model.spec.latent_scale},
+                said_of_latents(deviation * model.spec.latent_scale),
+                "" if same else other,
+                *said_of_objective(model.spec, *objective),
+            )
+        return begun.noted["latent_scale"] if begun.noted else 1.0 / deviation
 
     def encoder(self, params: Any) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
         """What encodes the scans that the latent cache lacks, with the autoencoder's parameters."""

@@ -9,6 +9,7 @@ from typing import Any
 from brainldm.data.pipeline import VolumeSource, batches
 from brainldm.parallel.distributed import from_primary
 from brainldm.parallel.mesh import process_shard
+from brainldm.training.init_from import InitFrom
 from brainldm.training.inputs import (
     augment_elements,
     content_ids,
@@ -35,11 +36,21 @@ class VolumeStage(Stage):
         """What the training step uses and does not train, on its devices. Raises UserError when it cannot be read."""
         return None
 
+    def init_from(self, workdir: Path) -> InitFrom | None:
+        """What config.init_from means, for a stage that can begin with a network of a model folder."""
+        return None
+
+    def compare(self, init_from: InitFrom, validation: VolumeSource) -> None:
+        """Say how the scans here suit the network that training begins with."""
+
     def load(self, workdir: Path) -> LoadedStage:
         config = self.config
+        begun = self.init_from(workdir)
         frozen = self.frozen()
         splits, excluded = read_splits(config)
         train, validation = volume_sources(config, splits)
+        if begun and begun.begins:
+            self.compare(begun, validation)
         process, processes = process_shard(self.mesh)
         return LoadedStage(
             init=self.init,
@@ -57,6 +68,8 @@ class VolumeStage(Stage):
             run_info={
                 **scan_info(splits),
                 "images_sha256": from_primary(lambda: images_sha256(content_ids(splits["train"]))),
+                **({"init_from": begun.noted} if begun and begun.noted else {}),
             },
             excluded=excluded,
+            **({"begin": begun.begin} if begun else {}),
         )

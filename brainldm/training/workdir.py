@@ -169,6 +169,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 def announce(config: ml_collections.ConfigDict, workdir: Path, stage: LoadedStage, state: Any, start: int) -> None:
     """Write run.json and say what begins."""
     parameters = int(parameter_overview.count_parameters(state.params))
+    began = stage.run_info.get("init_from")
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")}
     device = jax.devices()[0]
     write_json(
@@ -188,6 +189,6 @@ def announce(config: ml_collections.ConfigDict, workdir: Path, stage: LoadedStag
     log(
         f"{config.stage}: {parameters:,} parameters, {stage.run_info['scans_training']} scans to train on and "
         f"{stage.run_info['scans_validation']} held out, {jax.device_count()} x {device.device_kind}, "
-        + (f"going on from step {start}" if start else "from scratch")
+        + (f"going on from step {start}" if start else f"beginning with {began['model']}" if began else "from scratch")
         + f", work dir {workdir}"
     )

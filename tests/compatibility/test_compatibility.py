@@ -21,7 +21,7 @@ import pytest
 
 from brainldm.data.latents import LatentCache
 from brainldm.datasets.bids import read_dataset
-from brainldm.training.export import export
+from brainldm.release.export import export
 from brainldm.training.restore import read_config, restore_state
 from brainldm.volumes.nifti import read_volume
 from brainldm.weights.model_folder import load_model

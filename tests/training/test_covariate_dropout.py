@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import save_random_model
 
 from brainldm.cli import main
 from brainldm.datasets.covariates import Covariates, parse_extra
@@ -18,10 +19,8 @@ from brainldm.generation.dataset import Settings, generate
 from brainldm.generation.manifest import read_manifests
 from brainldm.runtime.errors import UserError
 from brainldm.training import diffusion
-from brainldm.training.config import covariates_of
 from brainldm.training.flags import load_config
-from brainldm.volumes.grids import training_grid
-from brainldm.weights.model_folder import ModelSpec, autoencoder_shapes, load_model, save_model, unet_shapes
+from brainldm.weights.model_folder import load_model
 
 LEVELS = "scanner=A|B|C"
 
@@ -54,33 +53,8 @@ def model(tmp_path_factory):
     """A model folder of tiny networks with random numbers that takes any subset of its conditions."""
     config = load_config("demo_ldm:tiny", {"data.path": "people"}).unlock()
     config.loss.covariate_dropout = 0.2
-    autoencoder = load_config("demo_autoencoder:tiny", {"data.path": "people"}).model.to_dict()
-    covariates = covariates_of(config)
-    spec = ModelSpec(
-        autoencoder=autoencoder,
-        unet=diffusion.unet_arguments(config, autoencoder["latent_channels"], covariates.width),
-        schedule=config.schedule.to_dict(),
-        prediction="velocity",
-        latent_scale=1.0,
-        sampling=Sampling(1, guidance=2.0),
-        grid=training_grid(4),
-        covariates=covariates,
-        provenance={},
-    )
-    rng = np.random.default_rng(0)
-
-    def numbers(shapes):
-        return jax.tree.map(lambda s: (0.1 * rng.standard_normal(s.shape)).astype(np.float32), shapes)
-
-    folder = tmp_path_factory.mktemp("subset") / "model"
-    save_model(
-        folder,
-        spec,
-        numbers(autoencoder_shapes(spec.make_autoencoder(), spec.grid)),
-        numbers(unet_shapes(spec.make_unet(), spec.latent_shape, covariates.width)),
-        "card",
-    )
-    return load_model(folder)
+    autoencoder = load_config("demo_autoencoder:tiny", {"data.path": "people"})
+    return load_model(save_random_model(tmp_path_factory.mktemp("subset") / "model", autoencoder, config))
 
 
 def test_a_model_folder_says_that_conditions_may_be_left_out(model):

@@ -55,6 +55,11 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
     state = restore_state(config, diffusion_workdir)
     covariates = covariates_of(config).with_observed(run_info.get("observed", {}))
     grid = training_grid(autoencoder.spacing_mm)
+    begun = {
+        network: note["sha256"]
+        for network, path in (("autoencoder", autoencoder_workdir), ("unet", diffusion_workdir))
+        if (note := _run_info(path).get("init_from"))
+    }
     autoencoder_config = Path(autoencoder_workdir) / "config.json"
     steps = read_json(autoencoder_config)["num_steps"] if autoencoder_config.exists() else "unknown"
     spec = ModelSpec(
@@ -72,6 +77,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
             "scans": run_info["scans_training"],
             "autoencoder_steps": steps,
             "diffusion_steps": int(state.step),
+            **({"init_from": begun} if begun else {}),
         },
         demography=Demography.from_json(found, covariates) if (found := run_info.get("demography")) else None,
     )
@@ -86,6 +92,11 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         conditions="\n".join(f"  - {condition.name}: {condition.span}" for condition in covariates),
     )
     return save_model(folder, spec, autoencoder.params, state.ema, card)
+
+
+def _run_info(workdir: str | Path) -> dict[str, Any]:
+    path = Path(workdir) / "run.json"
+    return read_json(path) if path.exists() else {}
 
 
 def described_dataset(path: str) -> dict[str, Any]:

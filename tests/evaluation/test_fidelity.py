@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from brainldm.evaluation.fidelity import RESCAN_MS_SSIM, SCANS, fidelity, nearer_than_a_rescan
 from brainldm.population.population import population_of
-from brainldm.training.fidelity import RESCAN_MS_SSIM, SCANS, fidelity, nearer_than_a_rescan
 from brainldm.training.flags import load_config
 from brainldm.training.stage import mesh_of
 from brainldm.training.stage_autoencoder import AutoencoderStage

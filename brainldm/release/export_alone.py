@@ -8,11 +8,11 @@ from typing import Any
 import ml_collections
 
 from brainldm import __version__
+from brainldm.release.export import described_dataset
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
 from brainldm.runtime.format import format_number, format_shape
 from brainldm.training import brain_age, gan
-from brainldm.training.export import described_dataset
 from brainldm.training.metrics import read_metrics
 from brainldm.training.restore import read_config, restore_state
 from brainldm.volumes.grids import training_grid
