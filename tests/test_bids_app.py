@@ -1,5 +1,6 @@
 """The door for BIDS Apps: participants one by one, then the group, are as one run."""
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fake_generation import fake_model, fake_sampler
 
+import brainldm
+from brainldm import bids_app
 from brainldm.bids_app import main
 from brainldm.cli import main as native
 from brainldm.generation import sampler
@@ -80,3 +83,13 @@ def test_a_level_that_there_is_not_is_refused(people, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main([str(people), str(tmp_path / "out"), "session"])
     assert ended.value.code == 2
+
+
+def test_boutiques_describes_the_arguments_and_exit_codes(repository):
+    described = json.loads((repository / "launch/boutiques.json").read_text())
+    flags = {item["command-line-flag"] for item in described["inputs"] if "command-line-flag" in item}
+    known = {flag for action in bids_app._parser()._actions for flag in action.option_strings}
+    assert flags < known and described["tool-version"] == brainldm.__version__
+    assert {entry["code"] for entry in described["error-codes"]} == {1, 2, 75}
+    for item in described["inputs"]:
+        assert item["value-key"] in described["command-line"]

@@ -26,7 +26,7 @@ from brainldm.runtime.format import format_bytes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nibabel", "ml-collections", "clu", "numpy")
 
-KNOWN_BAD = {"jax": {"0.10.1": "miscompiles programs of this package"}}
+KNOWN_BAD = {"jax": {"0.10.1": "gives wrong results"}}
 """Versions that do not work, and why."""
 
 _EXTRAS = {

@@ -22,7 +22,7 @@ def test_this_installation_is_as_it_should_be(capsys):
 
 
 @pytest.mark.parametrize(
-    "version, said", [("0.10.1", "miscompiles"), ("0.9.0", "Outside the range"), (None, "Install brainldm again")]
+    "version, said", [("0.10.1", "wrong results"), ("0.9.0", "Outside the range"), (None, "Install brainldm again")]
 )
 def test_versions_that_do_not_work_are_named(monkeypatch, version, said, capsys):
     real = importlib.metadata.version
