@@ -97,8 +97,9 @@ def _ages(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _papers_table(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The rows of this evaluation, and below them the paper's own as quotations."""
-    rows = []
-    for which, words in (("synthetic", "generated, here"), ("real", "real against real, here")):
+    rows, kind = [], figures["datasets"]["synthetic"].get("model_kind")
+    made = f"generated, here, by {kind}" if kind else "generated, here"
+    for which, words in (("synthetic", made), ("real", "real against real, here")):
         similar = (
             format_interval(*(figures[measure][which][key] for key in ("mean", "low", "high")))
             for measure in ("ms_ssim", "gradient_ssim")

@@ -236,7 +236,11 @@ def _column(measured: Sequence[Measurement], name: str) -> np.ndarray:
 def _about(root: str | Path, scans: Scans) -> dict[str, Any]:
     said = description(root)
     about = {"folder": Path(root).name, "n": len(scans), "name": said.get("Name", "")}
-    for key, field in (("model_sha256", "ModelSHA256"), ("trained_on", "TrainedOn")):
+    for key, field in (
+        ("model_sha256", "ModelSHA256"),
+        ("model_kind", "ModelKind"),
+        ("trained_on", "TrainedOn"),
+    ):
         if field in said:
             about[key] = said[field]
     return about

@@ -115,6 +115,7 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
                 if any(len(e["conditions"]) < len(about["columns"]) for e in entries)
                 else {}
             ),
+            "ModelKind": kind,
             "ModelSHA256": job.model_sha256,
             "TrainedOn": about["trained_on"],
             "EmbeddedPopulation": about["embedded_population"],

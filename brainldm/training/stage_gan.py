@@ -111,7 +111,8 @@ class LsganStage(VolumeStage):
     def generate_program(self, batch: int | None = None) -> Program:
         """From vectors to volumes."""
         batch = batch or num_batch_shards(self.mesh)
-        params = abstract_like(self.state_shapes().params, replicated(self.mesh))
+        params = {"generator": self.state_shapes().params["generator"]}
+        params = abstract_like(params, replicated(self.mesh))
         z = array_shape((batch, self.config.model.latent_size), self.mesh, BATCH)
         return Program(self.functions.sample, (params, z), batch, params)
 

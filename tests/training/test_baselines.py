@@ -102,6 +102,7 @@ def test_brains_are_drawn_without_conditions_and_evaluated(runs, people, tmp_pat
     figures = json.loads((tmp_path / "report/report.json").read_text())
     assert figures["agreement"]["ventricles_ml"]["synthetic"]["r"]["value"] is None
     assert figures["reconstruction"]["n"] == 5 and figures["sweep"] is None
+    assert "generated, here, by a VAE-GAN, our baseline" in (tmp_path / "report/report.html").read_text()
     assert "Nothing was requested: the model takes no conditions." in capsys.readouterr().out
 
 
