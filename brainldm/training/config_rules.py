@@ -205,6 +205,8 @@ _DIFFUSION = {
     "optimizer.muon_learning_rate": _number(0),
     "optimizer.weight_decay": _number(0),
     "optimizer.ema_decay": _NOT_ALL,
+    "optimizer.power_ema": _BOOL,
+    "every.ema_snapshots": _COUNT,
     "sampling.num_steps": _whole(1),
     "sampling.eta": _FRACTION,
     "sampling.guidance": _number(0),
