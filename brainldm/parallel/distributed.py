@@ -80,6 +80,15 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def whole(array: jax.Array) -> np.ndarray:
+    """An array on the host, all of it, in all processes that call this together."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 def from_primary(function: Callable[[], Any]) -> Any:
     """What `function` returns in process 0 (JSON), in all processes; only process 0 calls it.
 

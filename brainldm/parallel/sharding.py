@@ -30,8 +30,8 @@ PRESETS: dict[str, tuple[Rule, ...]] = {
     "replicate": (("", "replicate"),),
     # every array that is large enough (Zhao et al. 2023, arXiv 2304.11277)
     "fsdp": (("", "fsdp"),),
-    # only what the optimizer keeps and the moving average (stage 1 of Rajbhandari et al. 2020, arXiv 1910.02054)
-    "zero1": (("(^|_)opt_state/|^ema/", "fsdp"), ("", "replicate")),
+    # only what the optimizer keeps and the moving averages (stage 1 of Rajbhandari et al. 2020, arXiv 1910.02054)
+    "zero1": (("(^|_)opt_state/|^ema/|^averages/", "fsdp"), ("", "replicate")),
 }
 
 

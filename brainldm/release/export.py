@@ -8,6 +8,7 @@ from typing import Any
 from brainldm import __version__
 from brainldm.datasets.demography import Demography
 from brainldm.diffusion.sampling import Sampling
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
 from brainldm.runtime.format import format_shape
@@ -16,6 +17,7 @@ from brainldm.training.diffusion import unet_arguments
 from brainldm.training.restore import load_autoencoder, read_config, restore_state
 from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, save_model
+from brainldm.weights.power_ema import AVERAGES, average_of_length
 
 CARD = """# Model card
 
@@ -37,11 +39,14 @@ trained on; before sharing it, or images drawn with it, make sure that the terms
 """
 
 
-def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folder: str | Path) -> str:
+def export(
+    autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folder: str | Path, ema_length: float | None = None
+) -> str:
     """Write the model folder of two finished runs (the diffusion network's moving average) and return its hash.
 
+    With `ema_length` the average of that length over training (see `weights.power_ema`) in place of the run's own.
     Raises UserError when a work dir is not of its stage, has no checkpoint, or the denoising network was trained
-    on the latents of another autoencoder.
+    on the latents of another autoencoder; and for a length that its snapshots do not give.
     """
     config = read_config(diffusion_workdir, "diffusion")
     dataset = described_dataset(config.data.path)
@@ -53,6 +58,9 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
             "now. Export it with its own, or train the diffusion stage again."
         )
     state = restore_state(config, diffusion_workdir)
+    averaged = state.ema
+    if ema_length is not None:
+        averaged = average_of_length(Path(diffusion_workdir) / AVERAGES, int(state.step), ema_length, log)
     covariates = covariates_of(config).with_observed(run_info.get("observed", {}))
     grid = training_grid(autoencoder.spacing_mm)
     begun = {
@@ -78,6 +86,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
             "autoencoder_steps": steps,
             "diffusion_steps": int(state.step),
             **({"init_from": begun} if begun else {}),
+            **({} if ema_length is None else {"ema_length": ema_length}),
         },
         demography=Demography.from_json(found, covariates) if (found := run_info.get("demography")) else None,
     )
@@ -91,7 +100,7 @@ def export(autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folde
         diffusion_steps=int(state.step),
         conditions="\n".join(f"  - {condition.name}: {condition.span}" for condition in covariates),
     )
-    return save_model(folder, spec, autoencoder.params, state.ema, card)
+    return save_model(folder, spec, autoencoder.params, averaged, card)
 
 
 def _run_info(workdir: str | Path) -> dict[str, Any]:

@@ -157,6 +157,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
     """Stage two: DiffusionUNet trained to denoise the latents of a frozen autoencoder."""
     config = _common("diffusion")
     config.autoencoder = ""  # work dir of stage one, or a model folder
+    config.every.ema_snapshots = 1000  # of the averages of optimizer.power_ema, where they are kept
     config.init_from = ""  # model folder whose denoising network training begins with; "": from scratch
 
     config.latents = latents = ml_collections.ConfigDict()
@@ -205,6 +206,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
     optimizer.weight_decay = 0.01
     optimizer.gradient_clip = 1.0
     optimizer.ema_decay = 0.9999  # 0: no moving average
+    optimizer.power_ema = False  # keep two more averages, of which `export --ema-length` makes one of any length
 
     config.sampling = sampling = ml_collections.ConfigDict()  # of the images, and the model folder's defaults
     sampling.num_steps = 50
@@ -225,8 +227,8 @@ def vae_gan_config() -> ml_collections.ConfigDict:
     """Our baseline: the same with an encoder, which learns from the discriminator's features; without conditions."""
     config = _gan("vae_gan")
     config.loss = loss = ml_collections.ConfigDict()
-    loss.prior_weight = 1e-4  # of the divergence, in nats, in the encoder's loss
-    loss.reconstruction_weight = 1.0  # of the features' difference in the generator's loss
+    loss.prior_weight = 1e-2  # of the divergence, in nats, in the encoder's loss
+    loss.reconstruction_weight = 10.0  # of the features' difference in the generator's loss
     # The discriminator is not trained in a step where its loss is below this (2.08 is that of one that guesses), so
     # that the generator can keep up; 0: always trained.
     loss.discriminator_rest = 1.0

@@ -156,6 +156,8 @@ _DIFFUSION = {
     "optimizer.muon_learning_rate": number(0),
     "optimizer.weight_decay": number(0),
     "optimizer.ema_decay": NOT_ALL,
+    "optimizer.power_ema": BOOL,
+    "every.ema_snapshots": COUNT,
     "sampling.num_steps": whole(1),
     "sampling.eta": FRACTION,
     "sampling.guidance": number(0),

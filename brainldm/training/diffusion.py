@@ -20,7 +20,8 @@ from brainldm.parallel.sharding import Sharding
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import covariates_of
 from brainldm.training.optimizer import learning_rate_schedule, make_optimizer
-from brainldm.training.state import DiffusionState, accumulate, ema_update
+from brainldm.training.state import AveragedDiffusionState, DiffusionState, accumulate, ema_update, power_update
+from brainldm.weights.power_ema import LENGTHS
 
 Metrics = dict[str, jax.Array]
 
@@ -84,13 +85,16 @@ def build(
     def init(key: jax.Array, batch: dict, latent_scale: float) -> DiffusionState:
         times = jnp.zeros(batch["latent"].shape[0], jnp.int32)
         params = unet.init(key, batch["latent"], times, batch["condition"])["params"]
-        return DiffusionState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            ema=jax.tree.map(jnp.copy, params),  # a copy, because the step donates both
-            opt_state=optimizer.init(params),
-            latent_scale=jnp.asarray(latent_scale, jnp.float32),
-        )
+        fields = {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "ema": jax.tree.map(jnp.copy, params),  # a copy, because the step donates both
+            "opt_state": optimizer.init(params),
+            "latent_scale": jnp.asarray(latent_scale, jnp.float32),
+        }
+        if not config.optimizer.power_ema:
+            return DiffusionState(**fields)
+        return AveragedDiffusionState(**fields, averages={name: jax.tree.map(jnp.copy, params) for name in LENGTHS})
 
     def loss(params, batch, latent_scale, key):
         batch = jax.tree.map(sharding.constrain_batch, batch)
@@ -125,13 +129,10 @@ def build(
             "update_norm": optax.tree.norm(updates),
             "learning_rate": learning_rate(state.step),
         }
-        return DiffusionState(
-            step=state.step + 1,
-            params=params,
-            ema=ema_update(state.ema, params, state.step, decay),
-            opt_state=opt_state,
-            latent_scale=state.latent_scale,
-        ), metrics
+        new = {"step": state.step + 1, "params": params, "opt_state": opt_state}
+        if isinstance(state, AveragedDiffusionState):
+            new["averages"] = power_update(state.averages, params, state.step + 1)
+        return state.replace(**new, ema=ema_update(state.ema, params, state.step, decay)), metrics
 
     def validation_loss(params: Any, latent_scale: jax.Array, batch: dict) -> jax.Array:
         params, batch = sharding.gather_params(params), jax.tree.map(sharding.constrain_batch, batch)

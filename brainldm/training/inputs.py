@@ -1,4 +1,4 @@
-"""What the two stages are fed: volumes read from the dataset, latents from the cache."""
+"""What the stages are fed: volumes read from the dataset, latents from the cache."""
 
 from __future__ import annotations
 

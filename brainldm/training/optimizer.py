@@ -1,4 +1,4 @@
-"""The optimizer of both stages, and the learning rate of each step."""
+"""The optimizer of all stages, and the learning rate of each step."""
 
 from __future__ import annotations
 

@@ -81,7 +81,12 @@ def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections
 
 _CAME_LATER = {
     "autoencoder": {"model": {"architecture": "kl"}, "every": {"fidelity": 0}},
-    "diffusion": {"loss": {"times": "uniform", "covariate_dropout": 0.0}, "sampling": Sampling().to_json()},
+    "diffusion": {
+        "loss": {"times": "uniform", "covariate_dropout": 0.0},
+        "sampling": Sampling().to_json(),
+        "optimizer": {"power_ema": False},
+        "every": {"ema_snapshots": 0},
+    },
 }
 """By stage and section of a config, what older versions did not have, and did."""
 

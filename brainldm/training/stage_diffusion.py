@@ -19,9 +19,11 @@ from brainldm.data.pipeline import LatentSource, batches
 from brainldm.datasets.demography import fit_demography
 from brainldm.diffusion.sampling import Sampling, sample_latents
 from brainldm.models.build import build
+from brainldm.parallel.distributed import is_primary, whole
 from brainldm.parallel.mesh import BATCH, VOLUMES, num_batch_shards, process_shard, replicated, shard_batch
 from brainldm.parallel.sharding import Sharding, abstract_like
 from brainldm.reports.mosaics import mosaic
+from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
 from brainldm.training import diffusion
 from brainldm.training.config import covariates_of
@@ -46,6 +48,7 @@ from brainldm.training.stage import (
     array_shape,
     whole_batches,
 )
+from brainldm.weights.power_ema import AVERAGES, write_snapshot
 
 
 class DiffusionStage(LatentStage):
@@ -134,6 +137,7 @@ class DiffusionStage(LatentStage):
             train = LatentSource(CachedLatents(cache, names["train"]), conditions["train"])
         scale = config.latent_scale or self._latent_scale(begun, cache.std(names["train"]), trained.sha256)
         process, processes = process_shard(self.mesh)
+        snapshot = partial(self.snapshot, workdir / AVERAGES)
         covariates, people = covariates_of(config), [scan.covariates for scan in splits["train"]]
         return LoadedStage(
             init=lambda: self.init(scale),
@@ -150,6 +154,7 @@ class DiffusionStage(LatentStage):
             evals={
                 "validation": Eval(every.validate, partial(self.validate, validation)),
                 "images": Eval(every.images, partial(self.samples, validation, frozen)),
+                **({"averages": Eval(every.ema_snapshots, snapshot)} if config.optimizer.power_ema else {}),
             },
             run_info={
                 **scan_info(splits),
@@ -183,6 +188,16 @@ class DiffusionStage(LatentStage):
                 *said_of_objective(model.spec, *objective),
             )
         return begun.noted["latent_scale"] if begun.noted else 1.0 / deviation
+
+    def snapshot(self, folder: Path, state: Any) -> EvalResult:
+        """Write the power-function averages as they are now; a full disk is said and stops nothing."""
+        averages = jax.tree.map(whole, state.averages)
+        if is_primary():
+            try:
+                write_snapshot(folder, int(state.step), averages)
+            except OSError as error:
+                log(f"{folder}: no snapshot of the averages at step {int(state.step)} ({error.strerror}).")
+        return EvalResult()
 
     def encoder(self, params: Any) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
         """What encodes the scans that the latent cache lacks, with the autoencoder's parameters."""

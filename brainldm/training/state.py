@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from brainldm.weights.power_ema import LENGTHS, exponent
+
 Tree = Any
 
 
@@ -55,6 +57,24 @@ class DiffusionState:
     ema: Tree
     opt_state: optax.OptState
     latent_scale: jax.Array  # float32 scalar, multiplies the latents
+
+
+@flax.struct.dataclass
+class AveragedDiffusionState(DiffusionState):
+    """With two more averages of `params`, by the names of `weights.power_ema.LENGTHS`."""
+
+    averages: dict[str, Tree]
+
+
+def power_update(averages: dict[str, Tree], params: Tree, step: jax.Array) -> dict[str, Tree]:
+    """The averages after step number `step` (1 for the first): with b = (1 - 1 / t)^(gamma + 1), a <- b a + (1 - b) p
+    (Karras et al. 2024, eq. 2), so that of what was before the first step nothing is left."""
+    log_rest = jnp.log1p(-1.0 / step.astype(jnp.float32))  # 1 - 1 / t itself would lose the digits of 1 / t
+    result = {}
+    for name, average in averages.items():
+        new = -jnp.expm1((exponent(LENGTHS[name]) + 1.0) * log_rest)
+        result[name] = jax.tree.map(lambda a, p, new=new: a + new * (p - a), average, params)
+    return result
 
 
 def ema_update(ema: Tree, params: Tree, step: jax.Array, decay: float) -> Tree:
