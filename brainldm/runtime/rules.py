@@ -99,12 +99,16 @@ def rises(value: Sequence[float]) -> bool:
 
 BOOL = Rule("True or False", lambda v: isinstance(v, bool))
 TEXT = Rule("a text", lambda v: isinstance(v, str))
+PATH = Rule("a path", lambda v: isinstance(v, str) and "\0" not in v)
 TEXTS = Rule("a text, or a tuple of texts", lambda v: TEXT.allows(v) or list_of(TEXT).allows(v))
 FRACTION = number(0, 1)
 NOT_ALL = number(0, 1, below=True)
 RATE = number(0, 1, above=True)
-COUNT = whole(0)
-RANGE = Rule("a pair of numbers (low, high) with low below high", lambda v: list_of(number()).allows(v) and rises(v))
+COUNT = whole(0, 10**9)
+WEIGHT = number(0, 1e6)  # what float32 computes with, squares of it too
+RANGE = Rule(
+    "a pair of numbers (low, high) with low below high", lambda v: list_of(number(-1e9, 1e9)).allows(v) and rises(v)
+)
 REMAT = Rule("True, False, or a tuple of levels such as (0, 1)", lambda v: BOOL.allows(v) or list_of(COUNT).allows(v))
 
 # What networks may be. Far above any that was ever trained on brains, and low enough that a description of one costs

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from brainldm.diffusion.objectives import PREDICTIONS, TIMES
-from brainldm.diffusion.schedule import SCHEDULE_KINDS
+from brainldm.diffusion.sampling import MAX_GUIDANCE, SAMPLERS
+from brainldm.diffusion.schedule import SCHEDULE_KINDS, SPACINGS
 from brainldm.models.build import AUTOENCODERS
+from brainldm.parallel.sharding import rules_of
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.rules import (
     BLOCKS,
@@ -20,17 +22,18 @@ from brainldm.runtime.rules import (
     COUNT,
     FRACTION,
     NOT_ALL,
+    PATH,
     RANGE,
     RATE,
     REMAT,
     TEXT,
     TEXTS,
+    WEIGHT,
     WIDTH,
     WIDTHS,
     Rule,
     either,
     is_list,
-    is_whole,
     list_of,
     number,
     one_of,
@@ -39,6 +42,7 @@ from brainldm.runtime.rules import (
     whole,
 )
 from brainldm.volumes.grids import training_grid
+from brainldm.weights.perceptual import KINDS
 
 _NULL_CONDITION = Rule("'learned' or a number such as '-1'", lambda v: v == "learned" or _is_float(v))
 
@@ -51,7 +55,7 @@ def _is_float(value: Any) -> bool:
 
 
 _BLOCKS = either(BLOCKS, list_of(BLOCKS, 1))
-_AXIS = Rule("-1 or a whole number from 1 on", lambda v: is_whole(v) and (v == -1 or v >= 1))
+_AXIS = either(one_of(-1), whole(1, 10**6))
 
 MAX_SEED = 2**32 - 1
 """JAX makes its keys of 32 bits: a larger seed would be another name of a smaller one."""
@@ -59,57 +63,59 @@ MAX_SEED = 2**32 - 1
 _COMMON = {
     "stage": TEXT,
     "seed": whole(0, MAX_SEED),
-    "data.path": TEXT,
+    "data.path": PATH,
     "data.spacing_mm": one_of(1, 2, 4),
     "data.scaling": one_of("minmax", "none"),
     "data.max_excluded": FRACTION,
     "data.validation_fraction": NOT_ALL,
     "data.test_fraction": NOT_ALL,
-    "data.cache_gib": number(0),
-    "data.cache_dir": TEXT,
+    "data.cache_gib": number(0, 1e6),
+    "data.cache_dir": PATH,
     "data.threads": whole(1, 1024),
-    "data.prefetch": COUNT,
+    "data.prefetch": whole(0, 1024),
     "data.augment.flip_probability": FRACTION,
     "data.augment.affine_probability": FRACTION,
     "data.augment.rotation_degrees": number(0, 180),
-    "data.augment.translation_mm": number(0),
+    "data.augment.translation_mm": number(0, 1000),
     "data.augment.scale": NOT_ALL,
     "data.augment.shift_probability": FRACTION,
-    "data.augment.shift": number(0),
+    "data.augment.shift": number(0, 10),
     "data.augment.contrast_probability": FRACTION,
     "data.augment.gamma": Rule(
-        "a pair of powers above 0, the lower one first",
-        lambda v: list_of(number(0, above=True)).allows(v) and len(v) == 2 and v[0] <= v[1],
+        "a pair of powers from 0.01 to 100, the lower one first",
+        lambda v: list_of(number(0.01, 100), 2, 2).allows(v) and v[0] <= v[1],
     ),
     "covariates.names": list_of(TEXT),
     "covariates.extra": TEXTS,
-    "batch_size": whole(1),
-    "accumulation_steps": whole(1),
-    "num_steps": whole(1),
+    "batch_size": whole(1, 2**20),
+    "accumulation_steps": whole(1, 2**20),
+    "num_steps": whole(1, 10**9),
     "every.log": COUNT,
     "every.validate": COUNT,
     "every.images": COUNT,
     "every.checkpoint": COUNT,
     **{f"mesh.{axis}": _AXIS for axis in ("data", "fsdp", "space", "space_y")},
-    "checkpoints.keep_last": whole(1),
+    "mesh.min_size": COUNT,
+    "mesh.rules": either(TEXT, list_of(either(TEXT, list_of(TEXT, 2, 2)), 1)),
+    "checkpoints.keep_last": whole(1, 10**6),
     "checkpoints.keep_every": COUNT,
     "profile.first_step": COUNT,
-    "profile.num_steps": whole(1),
-    "watchdog_seconds": number(0),
-    "heartbeat_seconds": number(0),
+    "profile.num_steps": whole(1, 10**6),
+    "watchdog_seconds": number(0, 1e8),
+    "heartbeat_seconds": number(0, 1e8),
     "model.channels": WIDTHS,
     "model.dtype": one_of("bfloat16", "float32"),
     "model.remat": REMAT,
-    "optimizer.learning_rate": number(0),
+    "optimizer.learning_rate": WEIGHT,
     "optimizer.warmup_steps": COUNT,
     "optimizer.decay": BOOL,
-    "optimizer.gradient_clip": number(0, above=True),
+    "optimizer.gradient_clip": number(0, 1e30, above=True),
 }
 
 _GROUP_NORM = {"model.norm_num_groups": WIDTH, "model.norm_eps": RATE}
 
 _AUTOENCODER = {
-    "init_from": TEXT,
+    "init_from": PATH,
     **_GROUP_NORM,
     "every.fidelity": COUNT,
     "model.architecture": one_of(*AUTOENCODERS),
@@ -117,23 +123,24 @@ _AUTOENCODER = {
     "model.latent_channels": WIDTH,
     "discriminator.channels": WIDTH,
     "discriminator.num_layers": whole(1, 6),
-    "loss.kl_weight": number(0),
-    "loss.adversarial_weight": number(0),
+    "loss.kl_weight": WEIGHT,
+    "loss.adversarial_weight": WEIGHT,
     "loss.adversarial_start": COUNT,
-    "loss.perceptual_weight": number(0),
+    "loss.perceptual": one_of(*KINDS),
+    "loss.perceptual_weight": WEIGHT,
     "loss.perceptual_ratio": RATE,
     "loss.perceptual_files": TEXTS,
-    "optimizer.muon_learning_rate": number(0),
-    "optimizer.discriminator_learning_rate": number(0),
+    "optimizer.muon_learning_rate": WEIGHT,
+    "optimizer.discriminator_learning_rate": WEIGHT,
 }
 
 _DIFFUSION = {
-    "init_from": TEXT,
+    "init_from": PATH,
     **_GROUP_NORM,
     "model.num_res_blocks": BLOCKS,
-    "autoencoder": TEXT,
-    "latents.path": TEXT,
-    "latents.variants": whole(1),
+    "autoencoder": PATH,
+    "latents.path": PATH,
+    "latents.variants": whole(1, 10_000),
     "latents.sample": BOOL,
     "model.attention_levels": list_of(BOOL, 1),
     "model.num_head_channels": list_of(COUNT, 1),
@@ -149,18 +156,20 @@ _DIFFUSION = {
     "schedule.num_train_steps": whole(1, 1_000_000),
     "loss.prediction": one_of(*PREDICTIONS),
     "loss.times": one_of(*TIMES),
-    "loss.min_snr_gamma": number(0),
+    "loss.min_snr_gamma": WEIGHT,
     "loss.condition_dropout": FRACTION,
     "loss.covariate_dropout": NOT_ALL,
-    "latent_scale": number(0),
-    "optimizer.muon_learning_rate": number(0),
-    "optimizer.weight_decay": number(0),
+    "latent_scale": WEIGHT,
+    "optimizer.muon_learning_rate": WEIGHT,
+    "optimizer.weight_decay": WEIGHT,
     "optimizer.ema_decay": NOT_ALL,
     "optimizer.power_ema": BOOL,
     "every.ema_snapshots": COUNT,
-    "sampling.num_steps": whole(1),
+    "sampling.num_steps": whole(1, 1_000_000),
     "sampling.eta": FRACTION,
-    "sampling.guidance": number(0),
+    "sampling.sampler": one_of(*SAMPLERS),
+    "sampling.spacing": one_of(*SPACINGS),
+    "sampling.guidance": number(0, MAX_GUIDANCE),
     "sampling.guidance_interval": Rule(
         "a pair of noise levels from 0 to 1, the lower one first",
         lambda v: list_of(FRACTION).allows(v) and rises(v),
@@ -171,17 +180,17 @@ _GAN = {
     **_GROUP_NORM,
     "model.latent_size": WIDTH,
     "discriminator.channels": WIDTHS,
-    "optimizer.discriminator_learning_rate": number(0),
+    "optimizer.discriminator_learning_rate": WEIGHT,
     "optimizer.beta1": NOT_ALL,
 }
 
 _VAE_GAN = {
-    "loss.prior_weight": number(0),
-    "loss.reconstruction_weight": number(0),
-    "loss.discriminator_rest": number(0),
+    "loss.prior_weight": WEIGHT,
+    "loss.reconstruction_weight": WEIGHT,
+    "loss.discriminator_rest": WEIGHT,
 }
 
-_BRAIN_AGE = {"optimizer.weight_decay": number(0)}
+_BRAIN_AGE = {"optimizer.weight_decay": WEIGHT}
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "autoencoder": {**_COMMON, **_AUTOENCODER},
@@ -190,7 +199,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "vae_gan": {**_COMMON, **_GAN, **_VAE_GAN},
     "brain_age": {**_COMMON, **_BRAIN_AGE},
 }
-"""By stage and key. Keys without a rule (loss.perceptual, mesh.rules, the sampler) are checked where they are used."""
+"""By stage and key: every key has a rule but covariates.ranges, which may be of any condition."""
 
 
 def check_values(stage: str, values: Mapping[str, Any]) -> None:
@@ -200,6 +209,7 @@ def check_values(stage: str, values: Mapping[str, Any]) -> None:
         rule = RANGE if key.startswith("covariates.ranges.") else RULES[stage].get(key)
         if rule is not None and not rule.allows(value):
             raise UserError(f"config.{key} is {shown(value)}; {rule.wanted} is wanted.{_nearest(rule, value)}")
+    rules_of(values["mesh.rules"])
     _check_model(values)
     if stage == "diffusion":
         _check_diffusion(values)
@@ -223,7 +233,7 @@ def _check_model(values: Mapping[str, Any]) -> None:
         raise UserError(f"config.model.channels: {odd[0]} is not a multiple of norm_num_groups {groups}.")
     last, remat = len(values["model.channels"]) - 1, values["model.remat"]
     if not isinstance(remat, bool) and any(level > last for level in remat):
-        raise UserError(f"config.model.remat is {remat!r}; levels from 0 to {last} are wanted.")
+        raise UserError(f"config.model.remat is {shown(remat)}; levels from 0 to {last} are wanted.")
 
 
 def _check_autoencoder(values: Mapping[str, Any]) -> None:
@@ -232,12 +242,12 @@ def _check_autoencoder(values: Mapping[str, Any]) -> None:
         return
     if values["model.architecture"] != "space_to_depth":
         raise UserError(
-            f"config.model.num_res_blocks is {blocks!r}; a count for each level is for the architecture "
+            f"config.model.num_res_blocks is {shown(blocks)}; a count for each level is for the architecture "
             "space_to_depth. For the paper's a whole number is wanted."
         )
     if len(blocks) != levels:
         raise UserError(
-            f"config.model.num_res_blocks is {blocks!r}; one value for each of the {levels} channels is wanted."
+            f"config.model.num_res_blocks is {shown(blocks)}; one value for each of {levels} levels is wanted."
         )
 
 
@@ -282,7 +292,7 @@ def _check_diffusion(values: Mapping[str, Any]) -> None:
     for key in ("attention_levels", "num_head_channels"):
         found = values[f"model.{key}"]
         if len(found) != levels:
-            raise UserError(f"config.model.{key} is {found!r}; one value for each of the {levels} channels is wanted.")
+            raise UserError(f"config.model.{key} is {shown(found)}; one value for each of {levels} levels is wanted.")
     for level, (attends, head) in enumerate(
         zip(values["model.attention_levels"], values["model.num_head_channels"], strict=True)
     ):
