@@ -14,6 +14,7 @@ from brainldm.commands import (
     check,
     convert,
     demo,
+    doctor,
     evaluate,
     export,
     finalize,
@@ -31,6 +32,7 @@ from brainldm.runtime.errors import BrainldmError, Stopped
 from brainldm.runtime.signals import stop_at_once
 
 _COMMANDS = (
+    doctor,
     demo,
     population,
     prepare,
@@ -56,12 +58,16 @@ measure then go on with the same command; the others begin anew, and say what th
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(_parser, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def guarded(make_parser: Callable[[], argparse.ArgumentParser], arguments: Sequence[str]) -> int:
+    """Parse, run what the parser sets as `run`, and return the exit code: every end in a sentence of its own."""
     logging.getLogger("absl").setLevel(logging.WARNING)
     options = argparse.Namespace(command="")
     try:
         with stop_at_once():
-            parser = _parser()
+            parser = make_parser()
             options, options.rest = parser.parse_known_args(arguments)
             if options.rest and not getattr(options, "takes_config", False):
                 parser.error(f"unrecognized arguments: {' '.join(options.rest)}")

@@ -22,11 +22,11 @@ def get_config(arg: str = ""):
     config.model.channels = config.discriminator.channels = (16, 32, 64, 128, 256, 512)
     config.model.norm_num_groups = 16
     config.model.dtype = "bfloat16"
-    config.loss.prior_weight = 1e-4
-    config.loss.reconstruction_weight = 1.0
+    config.loss.prior_weight = 1e-2
+    config.loss.reconstruction_weight = 10.0
     config.loss.discriminator_rest = 1.0
     config.optimizer.learning_rate = 2e-4
-    config.optimizer.discriminator_learning_rate = 2e-4
+    config.optimizer.discriminator_learning_rate = 1e-4
     config.optimizer.beta1 = 0.5
     config.batch_size = 2
     config.num_steps = 150_000

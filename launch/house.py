@@ -16,7 +16,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "brainldm"
 
 ROOMS = (
-    ("__main__", "train", "cli"),
+    ("__main__", "train", "bids_app"),
+    ("cli",),
     ("commands",),
     ("planning",),
     ("release",),

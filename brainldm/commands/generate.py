@@ -37,7 +37,9 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--n", type=int, help="how many brains (default 1; with --participants, its rows)")
     parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")
-    parser.add_argument("--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions")
+    parser.add_argument(
+        "--participants", metavar="FILE.tsv", help="one brain per row, with the row's conditions and id"
+    )
     for flag in _CONDITION_FLAGS:
         parser.add_argument(
             f"--{flag}", metavar="VALUE|LOW:HIGH", help="left out: as the people it was trained on have it"
@@ -109,7 +111,13 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> None:
     from brainldm.diffusion.sampling import Sampling
     from brainldm.evaluation.measures.backends import open_backend
-    from brainldm.generation.conditions import draw_conditions, percentiles, read_conditions, sweep_conditions
+    from brainldm.generation.conditions import (
+        draw_conditions,
+        percentiles,
+        read_conditions,
+        sweep_conditions,
+        table_ids,
+    )
     from brainldm.generation.dataset import Settings, generate
     from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.planning.advice import device_memory, generation_advice
@@ -165,7 +173,7 @@ def run(options: argparse.Namespace) -> None:
         extrapolate=options.extrapolate,
         chunk_size=options.chunk_size,
     )
-    covariates, subset = model.spec.covariates, options.only_asked
+    covariates, subset, ids = model.spec.covariates, options.only_asked, None
     if subset and not model.spec.takes_subsets:
         raise UserError(
             "--only-asked: this model needs all its conditions, because it was trained without "
@@ -173,6 +181,8 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.participants:
         rows = read_conditions(options.participants, covariates, model.spec.takes_subsets)[: options.n]
+        if not options.sweep and (ids := table_ids(options.participants)) is not None:
+            ids = ids[: len(rows)]
     else:
         demography = _demography(options, model.spec) if covariates else None
         rows = draw_conditions(covariates, options.n or 1, options.seed, named, demography, subset)
@@ -185,7 +195,7 @@ def run(options: argparse.Namespace) -> None:
         settings = dataclasses.replace(settings, repeat=len(rows) // alone)
     if said := generation_advice(model.spec, options.batch_size, device_memory()):
         log(said)
-    generate(model, options.out, rows, settings, shard=shard, verify=options.verify)
+    generate(model, options.out, rows, settings, shard=shard, verify=options.verify, ids=ids)
     if shard != WHOLE:
         log(f"Share {shard[0]} of {shard[1]} is done. After the last one: brainldm finalize {options.out}")
     if backend is not None:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import shown
 
 SEX_WORDS = {"f": "F", "female": "F", "woman": "F", "m": "M", "male": "M", "man": "M"}
 _MISSING = {"", ".", "n/a", "na", "nan", "none", "null", "#n/a", "missing"}
-_NOT_CONDITIONS = ("participant_id", "session_id", "split")
+NOT_CONDITIONS = ("participant_id", "session_id", "split")
 _EXTRA = re.compile(r"([^\s=|:\[\]]+)(?:\[([^\[\]]*)\])?=(.+)")
 
 
@@ -140,18 +141,22 @@ def parse_extra(text: str) -> Covariate:
     found = _EXTRA.fullmatch(text.strip())
     hint = "Write NAME=LOW:HIGH, NAME[unit]=LOW:HIGH or NAME=A|B|C, NAME being a column of participants.tsv."
     if not found:
-        raise UserError(f"config.covariates.extra: {text!r} is no condition. {hint}")
+        raise UserError(f"config.covariates.extra: {shown(text)} is no condition. {hint}")
     name, unit, rest = found[1], (found[2] or "").strip(), found[3]
-    if name in _NOT_CONDITIONS:
+    if name in NOT_CONDITIONS:
         raise UserError(f"config.covariates.extra: {name} says whose scan it is; it cannot be a condition.")
     if "|" in rest:
         levels = tuple(level.strip() for level in rest.split("|"))
         if len(set(levels)) < len(levels) or any(is_missing(level) for level in levels) or unit:
-            raise UserError(f"config.covariates.extra: {text!r} needs different levels, none empty, no unit. {hint}")
+            raise UserError(
+                f"config.covariates.extra: {shown(text)} needs different levels, none empty, no unit. {hint}"
+            )
         return Covariate(name, "", f"column {name}", levels=levels)
     low, high = map(as_number, rest.partition(":")[::2])
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"config.covariates.extra: {text!r} gives no range from a smaller to a larger number. {hint}")
+        raise UserError(
+            f"config.covariates.extra: {shown(text)} gives no range from a smaller to a larger number. {hint}"
+        )
     return Covariate(name, unit, f"column {name}", low, high)
 
 
@@ -197,7 +202,7 @@ class Covariates:
         for item in self.items:
             if item.name == name:
                 return item
-        raise UserError(f"There is no condition {name!r}. This model knows {', '.join(self.names)}.")
+        raise UserError(f"There is no condition {shown(name)}. This model knows {', '.join(self.names)}.")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ class Demography:
             quantiles = {name: _quantiles(table, name) for name, table in content["quantiles"].items()}
             shares = {name: _shares(found, name) for name, found in content["shares"].items()}
             correlation = np.asarray(content["correlation"], np.float64)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"The population of the model cannot be understood ({error}).") from error
         numbers = {item.name for item in covariates if item.levels is None}
         levels = {item.name: set(item.levels) for item in covariates if item.levels is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from brainldm.datasets.columns import STANDARD, convert, plain, recognise
 from brainldm.datasets.covariates import is_missing
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import parse_json, read_file
 
 MAX_COLUMNS = 200
 """Tables with more columns keep only those that are understood: a whole UK Biobank export has thousands."""
@@ -87,10 +88,7 @@ def read_table(path: str | Path, wanted: Collection[str] = STANDARD, keep: Colle
 
 def _read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
     """The header and the rows, all of one length."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from error
+    content = read_file(path)
     if content[:4] == b"PK\x03\x04" or path.suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise UserError(f"{path}: a spreadsheet program's own file. Save it as CSV (UTF-8) and give that.")
     try:
@@ -124,18 +122,13 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
 def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """What the JSON file beside a table says of its columns."""
     for beside in (path.with_suffix(".json"), path.with_name("participants.json")):
-        try:
-            content = json.loads(beside.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
+        if not os.path.lexists(beside):
             continue
-        except OSError as error:
+        try:
+            content = parse_json(read_file(beside), beside)
+        except UserError as error:
             raise UserError(
-                f"{beside}: cannot be read ({error.strerror}), and it holds the units of {path.name}. Check its "
-                "permissions."
-            ) from error
-        except ValueError as error:
-            raise UserError(
-                f"{beside}: not valid JSON ({error}). Correct it: it holds the units of {path.name}."
+                f"{error} Correct it or its permissions, or remove it: it holds the units of {path.name}."
             ) from error
         if isinstance(content, dict):
             return {name: entry for name, entry in content.items() if isinstance(entry, dict)}

@@ -17,6 +17,7 @@ from brainldm.diffusion.objectives import Denoise, denoiser
 from brainldm.diffusion.samplers import ddim, ddpm, dpmpp_2m, heun, initial_noise, step_noise
 from brainldm.diffusion.schedule import Chain, Schedule, check_spacing, make_chain
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import is_number, is_whole, shown
 
 SAMPLERS = {
     "ddim": ddim,
@@ -56,14 +57,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", checked_interval(self.guidance_interval))
-        if not isinstance(self.num_steps, int) or isinstance(self.num_steps, bool) or self.num_steps < 1:
-            raise UserError(f"The number of sampling steps is {self.num_steps!r}; it must be a whole number from 1 on.")
+        if not is_whole(self.num_steps) or self.num_steps < 1:
+            raise UserError(
+                f"The number of sampling steps is {shown(self.num_steps)}; it must be a whole number from 1 on."
+            )
         for name, value, highest in (("eta", self.eta, 1.0), ("guidance", self.guidance, MAX_GUIDANCE)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not 0.0 <= value <= highest:
-                raise UserError(f"{name} of the sampling is {value!r}; it must be a number from 0 to {highest:g}.")
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"Unknown sampler {self.sampler!r}: the samplers are {', '.join(SAMPLERS)}.")
+            if not is_number(value) or not 0.0 <= value <= highest:
+                raise UserError(f"{name} of the sampling is {shown(value)}; it must be a number from 0 to {highest:g}.")
+        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
+            raise UserError(f"Unknown sampler {shown(self.sampler)}: the samplers are {', '.join(SAMPLERS)}.")
         if self.sampler != "ddim" and self.eta != 0:
             raise UserError(
                 f"eta of the sampling is {self.eta:g}, which only the sampler ddim has. Set it to 0 for {self.sampler}."
@@ -121,12 +123,12 @@ def checked_interval(interval: Any) -> tuple[float, float]:
     """Two noise levels, 0 <= low < high <= 1. Raises UserError for anything else."""
     try:
         low, high = (float(level) for level in interval)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low, high = math.nan, math.nan
     if isinstance(interval, str) or not 0.0 <= low < high <= 1.0:
         raise UserError(
-            f"guidance_interval of the sampling is {interval!r}; it must be two noise levels, the lower one first, "
-            "from 0 (clean) to 1 (pure noise), such as (0.2, 0.8)."
+            f"guidance_interval of the sampling is {shown(interval)}; it must be two noise levels, the lower one "
+            "first, from 0 (clean) to 1 (pure noise), such as (0.2, 0.8)."
         )
     return low, high
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import shown
 
 SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine", "rectified_flow")
 
@@ -166,7 +167,7 @@ def _ended(t: np.ndarray, a: np.ndarray, b: np.ndarray) -> Chain:
 def check_spacing(spacing: str) -> None:
     """Raises UserError naming the spacings unless `spacing` is one of them."""
     if spacing not in SPACINGS:
-        raise UserError(f"Unknown spacing of sampling steps {spacing!r}: the spacings are {', '.join(SPACINGS)}.")
+        raise UserError(f"Unknown spacing of sampling steps {shown(spacing)}: the spacings are {', '.join(SPACINGS)}.")
 
 
 def ddim_timesteps(num_train_steps: int, num_steps: int) -> np.ndarray:

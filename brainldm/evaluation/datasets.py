@@ -16,6 +16,7 @@ from brainldm.datasets.covariates import Covariates, is_missing
 from brainldm.datasets.scans import Scan
 from brainldm.datasets.tables import Table
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json
 from brainldm.runtime.format import format_shape
 from brainldm.volumes.grids import SPACINGS_MM, Grid, training_grid
 from brainldm.volumes.nifti import read_volume
@@ -95,10 +96,9 @@ def open_datasets(synthetic: str | Path, real: str | Path) -> tuple[Scans, Scans
 def description(root: str | Path) -> dict:
     """dataset_description.json of a dataset, empty when it has none that can be read."""
     try:
-        found = json.loads((Path(root) / "dataset_description.json").read_text())
-    except (OSError, ValueError):
+        return read_json(Path(root) / "dataset_description.json")
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_stand_in(root: str | Path) -> bool:

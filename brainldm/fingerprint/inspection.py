@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from brainldm.datasets.scans import Scan
 from brainldm.fingerprint.distributions import Intensities, intensities
 from brainldm.fingerprint.options import SAMPLE, CheckOptions
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import file_sha256
+from brainldm.runtime.files import file_sha256, read_json
 from brainldm.volumes.nifti import read_volume
 from brainldm.volumes.plausibility import looks_like_labels
 from brainldm.volumes.probe import Outside, look_at
@@ -111,10 +110,8 @@ def _sidecar(path: Path) -> dict[str, str] | None:
     """The hashes in the sidecar that `prepare` left beside an image: of the raw scan and of the image."""
     beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     try:
-        content: Any = json.loads(beside.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict):
+        content = read_json(beside)
+    except UserError:
         return None
     found = {"source": content.get("SourceSHA256"), "output": content.get("SHA256")}
     return {key: value for key, value in found.items() if isinstance(value, str)} or None

@@ -12,6 +12,7 @@ import numpy as np
 from brainldm.datasets.bids import read_participants
 from brainldm.datasets.covariates import Covariate, Covariates
 from brainldm.datasets.demography import Demography
+from brainldm.datasets.scans import is_participant_id
 from brainldm.runtime.errors import UserError
 
 MOST_SWEPT = 1000
@@ -29,23 +30,24 @@ def draw_conditions(
     fixed: Mapping[str, str],
     demography: Demography | None = None,
     subset: bool = False,
+    first: int = 0,
 ) -> list[dict[str, float | str]]:
     """`count` rows of conditions. `fixed` holds, by name, a value ("70", "F") or a range ("60:75").
 
     With a `demography` a condition with a range is drawn as its people have it within the range, and one that is not
     named as they have it given the others. Without one, each is drawn by itself and uniformly: from its range, or from
-    what the model was trained on. With `subset` what is not named is left out. Row k depends on (seed, k) alone. Raises
-    UserError for a name or value that the model does not understand.
+    what the model was trained on. With `subset` what is not named is left out. The rows are those from `first`
+    on, and row k depends on (seed, k) alone. Raises UserError for a name or value that the model does not understand.
     """
     values, bounds = parse_fixed(covariates, fixed)
     if subset:
-        rows = draw_conditions(covariates, count, seed, fixed, demography)
+        rows = draw_conditions(covariates, count, seed, fixed, demography, first=first)
         return [{name: value for name, value in row.items() if name in fixed} for row in rows]
     if demography is None:
-        return [_uniform(covariates, np.random.default_rng([seed, k]), values, bounds) for k in range(count)]
+        return [_uniform(covariates, np.random.default_rng([seed, first + k]), values, bounds) for k in range(count)]
     rows = []
     for start in range(0, count, _AT_ONCE):
-        streams = [np.random.default_rng([seed, k]) for k in range(start, min(start + _AT_ONCE, count))]
+        streams = [np.random.default_rng([seed, first + k]) for k in range(start, min(start + _AT_ONCE, count))]
         uniform = np.stack([rng.random((demography.draws(), len(covariates))) for rng in streams])
         drawn = demography.draw(uniform, values | bounds)
         for k, chance in enumerate(uniform[:, 0]):
@@ -152,6 +154,12 @@ def read_conditions(path: str | Path, covariates: Covariates, subset: bool = Fal
     """
     rows = read_participants(path).rows
     return [covariates.parse(row, f"{path}, {row['participant_id']}", subset) for row in rows]
+
+
+def table_ids(path: str | Path) -> list[str] | None:
+    """The participant_id of each row of a table, where each is a BIDS id and they differ; else None."""
+    ids = [row["participant_id"] for row in read_participants(path).rows]
+    return ids if len(set(ids)) == len(ids) and all(map(is_participant_id, ids)) else None
 
 
 def check_conditions(

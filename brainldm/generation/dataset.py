@@ -88,13 +88,16 @@ def generate(
     note: str = "",
     shard: Shard = WHOLE,
     verify: bool = False,
+    ids: Sequence[str] | None = None,
+    sampler: Sampler | None = None,
 ) -> None:
     """Draw one brain per row of conditions and write them as a BIDS dataset in `out`, from where it stopped before.
 
     Sample k is drawn with the key folded from (settings.seed, k // settings.repeat). A brain that the manifest has, and
     whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from
     1, does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run
-    for the whole ends with that. `note` ends the dataset's README.
+    for the whole ends with that. `note` ends the dataset's README. `ids` name the subjects, one for each row, as
+    sub-0001 (None: numbered). `sampler` is one of this model, sampling and batch size (None: made here).
 
     Raises UserError when `out` holds something else, was begun as another dataset, or another run of the same shard is
     at work in it, and for conditions outside the model's ranges; Stopped after SIGTERM or Ctrl-C and on a full disk,
@@ -106,7 +109,7 @@ def generate(
         check_sampling(model.spec, settings.sampling)
     flags = check_conditions(rows, model.spec.covariates, settings.extrapolate, model.spec.takes_subsets)
     out, grid = Path(out), model.spec.grid
-    job = _job(model, rows, settings, note, shard[1])
+    job = _job(model, rows, settings, note, shard[1], ids)
     require_own_folder(out, JOB)
     with locked(out, LOCK + shard_suffix(shard), keep=False):
         job = begin_or_continue(out, job)
@@ -119,7 +122,7 @@ def generate(
         clear_temporaries(subject_path(out, job, index).parent for index in todo)
         write_manifest(path, [kept[index] for index in sorted(kept)])
         if todo:
-            sample = make_sampler(model, settings.sampling, batch_size=settings.batch_size)
+            sample = sampler or make_sampler(model, settings.sampling, batch_size=settings.batch_size)
             conditions = model.spec.covariates.encode(rows)
             with open(path, "ab") as manifest:
                 bad = _draw(_Run(out, job, grid, rows, flags), sample, conditions, todo, len(kept), manifest)
@@ -144,7 +147,9 @@ class _Run:
     flags: Sequence[bool]
 
 
-def _job(model: Model | GanModel, rows: Sequence[Row], settings: Settings, note: str, shards: int) -> Job:
+def _job(
+    model: Model | GanModel, rows: Sequence[Row], settings: Settings, note: str, shards: int, ids: Sequence[str] | None
+) -> Job:
     columns = model.spec.covariates.column_descriptions()
     for entry in columns.values():
         entry["Description"] += " (asked of the model)"
@@ -160,6 +165,7 @@ def _job(model: Model | GanModel, rows: Sequence[Row], settings: Settings, note:
         shards=shards,
         chunk_size=settings.chunk_size or settings.batch_size,
         repeat=settings.repeat,
+        ids=None if ids is None else tuple(ids),
         about={
             "columns": columns,
             "note": note,

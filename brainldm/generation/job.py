@@ -31,7 +31,8 @@ class Job:
     `kind` is one of `parameter_files.KINDS`, and `sampling` None of those that draw in one pass. `conditions_sha256` is
     of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size` brains each. `about` is what
     the dataset's files say besides: descriptions of the columns, the model's origin. `repeat` consecutive brains share
-    their noise, as those of a sweep do. `begun` is a date, YYYY-MM-DD.
+    their noise, as those of a sweep do. `ids` are the subjects' where a table gives them, else they are numbered.
+    `begun` is a date, YYYY-MM-DD.
     """
 
     model_sha256: str
@@ -45,11 +46,14 @@ class Job:
     chunk_size: int
     about: dict[str, Any]
     repeat: int = 1
+    ids: tuple[str, ...] | None = None
     version: str = __version__
     begun: str = ""
 
     def subject_id(self, index: int) -> str:
-        """`sub-0001` for index 0, with as many digits as the last one needs."""
+        """Of the table, or `sub-0001` for index 0, with as many digits as the last one needs."""
+        if self.ids is not None:
+            return self.ids[index]
         return f"sub-{index + 1:0{max(4, len(str(self.count)))}d}"
 
     def indices(self, shard: Shard) -> list[int]:
@@ -84,6 +88,7 @@ def read_job(out: str | os.PathLike) -> Job:
         if content.pop("format") != _FORMAT:
             raise ValueError("of another format")
         sampling = content["sampling"]
+        content["ids"] = None if content["ids"] is None else tuple(content["ids"])
         return Job(**{**content, "sampling": None if sampling is None else Sampling(**sampling)})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -121,6 +126,7 @@ _WORDS = {
     "shards": "shards",
     "chunk_size": "chunk size",
     "about": "note or columns",
+    "ids": "subjects",
     "repeat": "brains with the same noise",
     "version": "version of brainldm",
     "begun": "begun",

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from brainldm.parallel.mesh import batch_constraint, replicated
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import shown
 
 Rule = tuple[str, str]
 
@@ -59,20 +60,22 @@ def _rule(item: str | Sequence[str]) -> Rule:
             near = difflib.get_close_matches(item, PRESETS, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"config.mesh.rules: {item!r} is neither one of {', '.join(PRESETS)} (which stand alone) nor "
+                f"config.mesh.rules: {shown(item)} is neither one of {', '.join(PRESETS)} (which stand alone) nor "
                 f"'REGEX=HOW'.{hint}"
             )
     elif len(item) == 2 and all(isinstance(part, str) for part in item):
         pattern, how = item
     else:
-        raise UserError(f"config.mesh.rules: {item!r} is not a pair (REGEX, HOW) of two strings.")
+        raise UserError(f"config.mesh.rules: {shown(item)} is not a pair (REGEX, HOW) of two strings.")
     if how not in HOW:
         near = difflib.get_close_matches(how, HOW, 1) or HOW
-        raise UserError(f"config.mesh.rules: in {item!r}, {how!r} can be {' or '.join(HOW)}. Did you mean {near[0]}?")
+        raise UserError(
+            f"config.mesh.rules: in {shown(item)}, {shown(how)} can be {' or '.join(HOW)}. Did you mean {near[0]}?"
+        )
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"config.mesh.rules: {pattern!r} is not a regular expression ({error}).") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"config.mesh.rules: {shown(pattern)} is not a regular expression ({error}).") from error
     return pattern, how
 
 

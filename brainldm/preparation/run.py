@@ -5,11 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from brainldm.preparation.stripping import list_masks, mask_of
 from brainldm.preparation.tables import write_excluded_table, write_tables
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import clear_temporaries, read_json, write_json
+from brainldm.runtime.format import format_names
 from brainldm.runtime.lock import LOCK, locked, require_own_folder
 from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
 from brainldm.runtime.signals import PreemptionHandler
@@ -75,6 +77,7 @@ def prepare(
     pattern: str | None = None,
     workers: int = 1,
     shard: Shard = WHOLE,
+    participants: Collection[str] | None = None,
     max_excluded: float = 0.2,
     retry: bool = False,
     verify: bool = False,
@@ -84,8 +87,9 @@ def prepare(
 
     A scan that is done is not done again, unless it or its mask changed (see `records.record_of`); `retry` repeats
     the excluded ones, `verify` compares every SHA-256. `shard` (i, n), from 1, takes each n-th scan; whichever run
-    finds the last record present writes participants.tsv, excluded.tsv, quality.tsv and qc.html. The bytes of the
-    output depend on source and options alone, not on workers, shards or interruptions.
+    finds the last record present writes participants.tsv, excluded.tsv, quality.tsv and qc.html. With `participants`
+    (as sub-01) it does theirs alone, and writes no file besides theirs: a run without, afterwards, writes the tables.
+    The bytes of the output depend on source and options alone, not on workers, shards or interruptions.
     `progress(done, total, excluded)` is called after each scan.
 
     Raises UserError for a source without scans, an `out` that holds something else, was made with other options, or
@@ -101,10 +105,17 @@ def prepare(
         raise UserError(f"{source}: no T1w scans in it.{first} Give a BIDS dataset, a folder, a list or a table.")
     found = _with_masks(found, options)
     require_own_folder(out, MARKER)
-    with locked(out, LOCK + shard_suffix(shard), keep=False):  # a second run would clear away what this one is writing
+    if participants is not None:
+        _require_participants(source, found, participants)
+    # a second run would clear away what this one is writing
+    with locked(out, LOCK + _suffix(shard, participants), keep=False):
         _continue_or_begin(out, options)
         recorded = options.recorded()
-        mine = found.scans[shard[0] - 1 :: shard[1]]
+        mine = [
+            scan
+            for scan in found.scans[shard[0] - 1 :: shard[1]]
+            if participants is None or scan.participant_id in participants
+        ]
         todo, refused, done = [], 0, 0
         for scan in mine:
             record = records.record_of(OutputPaths(out, scan), recorded, verify)
@@ -124,7 +135,22 @@ def prepare(
                     progress(kept + refused, len(mine), refused)
                 if refused + len(found.excluded) > max(allowed, _ALWAYS_ALLOWED):
                     break
+        if participants is not None:
+            return Summary(len(mine), kept, refused, len(todo), False, found.notes)
         return _finish(source, out, found, options, shard, max_excluded, len(todo))
+
+
+def _require_participants(source: Path, found: Found, participants: Collection[str]) -> None:
+    known = {scan.participant_id for scan in found.scans} | {entry.name.partition("_")[0] for entry in found.excluded}
+    if strange := sorted(set(participants) - known):
+        raise UserError(f"{source}: has no scans of {format_names(strange)}. Its labels are those after sub-.")
+
+
+def _suffix(shard: Shard, participants: Collection[str] | None) -> str:
+    """What a run's lock is called besides: runs that do not share scans do not exclude each other."""
+    if participants is None:
+        return shard_suffix(shard)
+    return "-" + hashlib.sha256(" ".join(sorted(participants)).encode()).hexdigest()[:12]
 
 
 def _finish(

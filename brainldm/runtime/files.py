@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from brainldm.runtime.errors import UserError
 SUMS = "SHA256SUMS"
 """The file of a folder's checksums, in the format of sha256sum."""
 _HASHING_THREADS = 4
+
+MAX_READ = 2**28
+"""Bytes of a file that is read whole: tables, descriptions, records."""
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
@@ -54,14 +58,49 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON. Raises UserError when the file is absent or not JSON."""
+def read_file(path: str | Path, most: int = MAX_READ) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises UserError when it is absent, cannot be read, is larger, or is no regular file: a pipe would be waited for
+    without end, and a device read without end.
+    """
     try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+                raise UserError(f"{path}: is {what} where a file is wanted. Remove it or give another path.")
+            if found.st_size > most:
+                raise UserError(f"{path}: {found.st_size} bytes; nothing of this kind is larger than {most}.")
+            return file.read(most)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({said}). Check the path and its permissions.") from error
+
+
+def parse_json(content: bytes | str, where: str | Path) -> Any:
+    """Parse JSON. Raises UserError, which names `where`, for what is none."""
+    try:
+        return json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON (nested too deep to be read).") from None
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from error
+        raise UserError(f"{where}: not valid JSON ({error}).") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds a table of names and values, as all of ours do.
+
+    Raises UserError when it is absent, cannot be read (`read_file`), is not JSON, or holds something else.
+    """
+    content = parse_json(read_file(path), path)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__} where a table of names and values is wanted. It was not written "
+            "by this program, or was damaged since."
+        )
+    return content
 
 
 def require_new_folder(path: str | Path, own: str | None = None) -> Path:
@@ -78,9 +117,11 @@ def require_new_folder(path: str | Path, own: str | None = None) -> Path:
 
 
 def file_sha256(path: Path) -> str | None:
-    """SHA-256 of a file, or None when it cannot be read."""
+    """SHA-256 of a file, or None when it cannot be read or is no regular file."""
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None

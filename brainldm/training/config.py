@@ -15,6 +15,7 @@ import ml_collections
 from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import shown
 from brainldm.training.config_rules import check_values
 
 
@@ -227,8 +228,8 @@ def vae_gan_config() -> ml_collections.ConfigDict:
     """Our baseline: the same with an encoder, which learns from the discriminator's features; without conditions."""
     config = _gan("vae_gan")
     config.loss = loss = ml_collections.ConfigDict()
-    loss.prior_weight = 1e-4  # of the divergence, in nats, in the encoder's loss
-    loss.reconstruction_weight = 1.0  # of the features' difference in the generator's loss
+    loss.prior_weight = 1e-2  # of the divergence, in nats, in the encoder's loss
+    loss.reconstruction_weight = 10.0  # of the features' difference in the generator's loss
     # The discriminator is not trained in a step where its loss is below this (2.08 is that of one that guesses), so
     # that the generator can keep up; 0: always trained.
     loss.discriminator_rest = 1.0
@@ -301,7 +302,7 @@ def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
     for text in extra:
         if parse_extra(text).name in known.names:
             raise UserError(
-                f"config.covariates.extra: {text!r} is one of the standard conditions. Put its name into "
+                f"config.covariates.extra: {shown(text)} is one of the standard conditions. Put its name into "
                 "config.covariates.names and its range into config.covariates.ranges."
             )
     chosen = Covariates((*(known[name] for name in config.covariates.names), *map(parse_extra, extra)))
@@ -312,8 +313,8 @@ def covariates_of(config: ml_collections.ConfigDict) -> Covariates:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raise UserError when a config has unknown or absent keys, naming the nearest key, or impossible values."""
     stage = config.get("stage", None)
-    if stage not in CONFIGS:
-        raise UserError(f"config.stage is {stage!r}; it can be {' or '.join(CONFIGS)}.")
+    if not isinstance(stage, str) or stage not in CONFIGS:
+        raise UserError(f"config.stage is {shown(stage)}; it can be {' or '.join(CONFIGS)}.")
     known = set(dict(_items(CONFIGS[stage]())))
     given = set(dict(_items(config)))
     for key in sorted(given - known):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from brainldm.models.brain_age import BrainAgeNet
 from brainldm.models.build import build
 from brainldm.volumes.grids import Grid
+from brainldm.weights.description import check_brain_age
 from brainldm.weights.parameter_files import BRAIN_AGE, FORMAT_VERSION, open_folder, write_folder
 
 NETWORK = "brain_age.safetensors"
@@ -54,7 +55,8 @@ class BrainAgeSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BrainAgeSpec:
-        """The reverse of `to_json`."""
+        """The reverse of `to_json`. Raises UserError for what is no description of such a network."""
+        check_brain_age(content)
         low, high = map(float, content["years"])
         held_out = {name: float(content["held_out"][name]) for name in ("mae", "n")}
         if "r" in content["held_out"]:

@@ -18,6 +18,7 @@ from brainldm.datasets.covariates import Covariates
 from brainldm.models.build import build
 from brainldm.models.vector_gan import VolumeCritic, VolumeGenerator
 from brainldm.volumes.grids import Grid
+from brainldm.weights.description import check_gan
 from brainldm.weights.model_folder import Model, load_model
 from brainldm.weights.parameter_files import FORMAT_VERSION, LATENT_DIFFUSION, ModelFolder, open_folder, write_folder
 
@@ -72,7 +73,8 @@ class GanSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GanSpec:
-        """The reverse of `to_json`."""
+        """The reverse of `to_json`. Raises UserError for what is no description of a baseline."""
+        check_gan(content)
         names = ("kind", "generator", "encoder", "provenance")
         return cls(grid=Grid.from_json(content["image"]), **{name: content[name] for name in names})
 

@@ -23,6 +23,7 @@ from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
 from brainldm.models.unet import DiffusionUNet
 from brainldm.volumes.grids import Grid
+from brainldm.weights.description import check_latent_diffusion
 from brainldm.weights.parameter_files import FORMAT_VERSION, LATENT_DIFFUSION, open_folder, write_folder
 
 AUTOENCODER, UNET = "autoencoder.safetensors", "unet.safetensors"
@@ -91,7 +92,8 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSpec:
-        """The reverse of `to_json`."""
+        """The reverse of `to_json`. Raises UserError for what is no description of a model."""
+        check_latent_diffusion(content)
         covariates, demography = Covariates.from_json(content["covariates"]), content.get("demography")
         return cls(
             grid=Grid.from_json(content["image"]),

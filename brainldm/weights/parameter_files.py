@@ -22,8 +22,9 @@ import safetensors.numpy
 
 from brainldm import __version__
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import SUMS, read_json, read_sums, verify_sums, write_atomically, write_sums
+from brainldm.runtime.files import SUMS, read_file, read_json, read_sums, verify_sums, write_atomically, write_sums
 from brainldm.runtime.lock import new_folder
+from brainldm.runtime.rules import shown
 
 FORMAT_VERSION = 1
 SPEC, CARD = "model.json", "README.md"
@@ -74,7 +75,7 @@ class ModelFolder:
             return read(self.content)
         except UserError as error:
             raise UserError(f"{self.path / SPEC}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.path / SPEC}: not a description this version understands ({error!r}).") from error
 
     def params(self, name: str, shapes: Any) -> Any:
@@ -92,22 +93,23 @@ def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. A model folder is made by `brainldm export` or `brainldm convert`.")
     try:
-        sums = (folder / SUMS).read_bytes()
-    except OSError as error:
+        sums = read_file(folder / SUMS)
+    except UserError as error:
         raise UserError(
             f"{folder}: no readable {SUMS}, so this is no (finished) model folder. Make it with `brainldm export`."
         ) from error
     _verify(folder, read_sums(sums), SPEC)
     content = read_json(folder / SPEC)
-    if content.get("format") != "brainldm-model" or content.get("format_version") != FORMAT_VERSION:
+    form, version = content.get("format"), content.get("format_version")
+    if form != "brainldm-model" or version != FORMAT_VERSION:
         raise UserError(
-            f"{folder / SPEC}: format {content.get('format')!r} version {content.get('format_version')!r}; this "
+            f"{folder / SPEC}: format {shown(form)} version {shown(version)}; this "
             f"brainldm ({__version__}) reads 'brainldm-model' version {FORMAT_VERSION}. Use a matching version."
         )
     kind = content.get("kind", LATENT_DIFFUSION)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(
-            f"{folder / SPEC}: a model of the kind {kind!r}, and this brainldm ({__version__}) knows "
+            f"{folder / SPEC}: a model of the kind {shown(kind)}, and this brainldm ({__version__}) knows "
             f"{', '.join(KINDS)}. Use a matching version."
         )
     if kinds and kind not in kinds:

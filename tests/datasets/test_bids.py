@@ -228,7 +228,15 @@ def test_a_folder_that_cannot_be_read_is_said_to_be_so(root, monkeypatch):
 
 def test_descriptions_that_cannot_be_read_are_not_called_bad_json(root, monkeypatch):
     dataset(root, *GOOD)
-    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    (root / "participants.json").write_text("{}")
+    opened = os.open
+
+    def refuse(path, *arguments, **named):
+        if str(path).endswith("participants.json"):
+            raise PermissionError(13, "denied")
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UserError, match=r"participants.json: cannot be read \(denied\)"):
         read_dataset(root, Covariates())
 

@@ -74,7 +74,7 @@ def flip_bit(folder):
         (lambda f: (f / "SHA256SUMS").write_text(""), "model.json: missing"),
         (lambda f: edit_spec(f, format_version=99), "version 99.*reads 'brainldm-model' version 1"),
         (lambda f: edit_spec(f, format="other"), "format 'other'"),
-        (lambda f: edit_spec(f, unet={"surprise": 1}), "not a description"),
+        (lambda f: edit_spec(f, unet={"surprise": 1}), "unet has .surprise., which this version does not know"),
         (lambda f: shutil.rmtree(f), "no such folder"),
     ],
 )

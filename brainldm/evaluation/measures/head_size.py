@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_json
 
 _POSSIBLE = (0.5, 2.0)
 
@@ -32,7 +34,6 @@ def _sidecar(image: str | Path) -> dict[str, Any]:
     image = Path(image)
     path = image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}

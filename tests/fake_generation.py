@@ -20,9 +20,11 @@ SHAPE = (8, 9, 10)
 SHA256 = "ab" * 32
 
 
-def fake_model(shape=SHAPE):
+SMALL = Grid(SHAPE, np.diag([4.0, 4.0, 4.0, 1.0]))
+
+
+def fake_model(grid=SMALL):
     """What `generate` looks at of a model."""
-    grid = Grid(shape, np.diag([4.0, 4.0, 4.0, 1.0]))
     spec = SimpleNamespace(
         covariates=Covariates(),
         grid=grid,
@@ -30,6 +32,8 @@ def fake_model(shape=SHAPE):
         schedule={},
         kind="latent_diffusion",
         takes_subsets=False,
+        sampling=Sampling(2),
+        demography=None,
     )
     return SimpleNamespace(spec=spec, sha256=SHA256)
 
