@@ -52,6 +52,7 @@ def render(
         figures=figures,
         images=images,
         agreement=_agreement(figures),
+        groups=_groups(figures),
         conditions=[
             (name, words.get("synthetic", ""), words.get("real", "not in its table"))
             for name, words in figures["conditions"].items()
@@ -93,6 +94,15 @@ def _ages(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
         cells = (format_interval(**found[key]) for key in ("r", "slope", "intercept", "mae"))
         rows.append((words, *cells, str(found["n"]), str(found["missing"])))
     return rows
+
+
+def _groups(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each volume and group of generated brains."""
+    return [
+        (_NAMES[name], group, *(format_interval(**found[key]) for key in ("r", "slope", "mae")), str(found["n"]))
+        for name, groups in figures["agreement_in_groups"].items()
+        for group, found in groups.items()
+    ]
 
 
 def _papers_table(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from brainldm.evaluation.brain_age import brain_age, brain_age_lines, require_gr
 from brainldm.evaluation.comparisons import feature_distances, morphometry, sharpness, variety
 from brainldm.evaluation.datasets import Scans, conditions_in_words, description, is_stand_in, open_datasets
 from brainldm.evaluation.feature_networks import feature_network
+from brainldm.evaluation.groups import agreement_in_groups
 from brainldm.evaluation.measures.head_size import registration_scale
 from brainldm.evaluation.measures.volumetry import Measurement, measure, spacing_of
 from brainldm.evaluation.metrics.conditioning import agreement_stats
@@ -104,6 +105,12 @@ def evaluate(
                 }
                 for name in MEASURED
             },
+            "agreement_in_groups": agreement_in_groups(
+                made.records,
+                {name: made.values(name) for name in MEASURED},
+                {name: _column(measured["synthetic"], name) for name in MEASURED},
+                seed,
+            ),
             "not_measured": {
                 which: [
                     {"id": record.name, "reason": m.reason}

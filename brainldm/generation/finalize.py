@@ -10,6 +10,7 @@ from typing import Any
 
 from brainldm.datasets.bids import write_dataset_files
 from brainldm.diffusion.sampling import Sampling
+from brainldm.generation.dataset_page import PAGE, write_dataset_page
 from brainldm.generation.job import JOB, Job, read_job
 from brainldm.generation.manifest import Entry, find_problems, read_manifests, shard_is_done
 from brainldm.generation.subject import MARK
@@ -46,7 +47,7 @@ def finalize(out: str | os.PathLike, full: bool = True) -> int:
     """Check a generated dataset and write what makes it whole; returns the number of its brains.
 
     All shards must be done, each brain recorded once, and each file as recorded: of its length and, when `full`, its
-    SHA-256. Then participants, T1w.json, description, README, CHANGES and SHA256SUMS are written.
+    SHA-256. Then participants, T1w.json, description, README, CHANGES, dataset.html and SHA256SUMS are written.
     Raises UserError for a folder that `generate` did not make, BrainldmError for what is missing or wrong.
     """
     out = Path(out)
@@ -68,6 +69,10 @@ def finalize(out: str | os.PathLike, full: bool = True) -> int:
             f"{format_names(wrong)}. The `brainldm generate` that made them, with --verify, draws them again."
         )
     _write_tables(out, job, entries)
+    sampling = job.sampling
+    sampler = f"{SAMPLER_NAMES[sampling.sampler]}, {sampling.num_steps} steps" if sampling else ""
+    write_dataset_page(out, job, entries, sampler)
+    _write_sums(out, entries)  # last: a folder with it is finished
     return len(entries)
 
 
@@ -122,8 +127,12 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
         },
         sidecar=_sidecar(job),
     )
-    tables = ("dataset_description.json", "participants.tsv", "participants.json", "README", "CHANGES", "T1w.json", JOB)
-    sums = {entry["file"]: entry["sha256"] for entry in entries} | {name: file_sha256(out / name) for name in tables}
+
+
+def _write_sums(out: Path, entries: Sequence[Entry]) -> None:
+    tables = ("dataset_description.json", "participants.tsv", "participants.json", "README", "CHANGES", "T1w.json")
+    others = {name: file_sha256(out / name) for name in (*tables, JOB, PAGE)}
+    sums = {entry["file"]: entry["sha256"] for entry in entries} | others
     write_atomically(out / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
 
 

@@ -21,8 +21,13 @@ def tissue_means(age: float) -> tuple[float, float, float]:
     return 0.18, 0.600 + 0.013 * decades, 0.885 - 0.012 * decades
 
 
-def render_image(rng: np.random.Generator, anatomy: Anatomy, tissues: Tissues, age: float) -> np.ndarray:
+def render_image(
+    rng: np.random.Generator, anatomy: Anatomy, tissues: Tissues, age: float, blur: float = 0.0
+) -> np.ndarray:
     """The image [D, H, W] float32 in 0..1, exactly 0 outside the head.
+
+    `blur` is the standard deviation, in voxels, of a Gaussian that stands for the point spread of a scanner, before
+    the noise.
 
     With age, besides the contrast, the white matter next to the ventricles darkens (caps and rims) to a
     degree that differs between people.
@@ -42,6 +47,8 @@ def render_image(rng: np.random.Generator, anatomy: Anatomy, tissues: Tissues, a
     intensity = csf + (intensity - csf) * tissues.tissue
     image = anatomy.to_grid(intensity * tissues.head * np.exp(bias) * np.float32(gain), tissues.blocks)
     head = anatomy.to_grid(tissues.head, tissues.blocks)
+    if blur:
+        image = ndimage.gaussian_filter(image, blur)
     # the mean over a coarse voxel has the noise of a 1 mm image averaged
     sigma = np.float32(noise / np.sqrt(anatomy.grid.voxel_ml * 1000))
     real, imaginary = sigma * rng.standard_normal((2, *image.shape), dtype=np.float32)

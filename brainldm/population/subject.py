@@ -45,12 +45,17 @@ def participant_id(index: int) -> str:
     return f"sub-{index + 1:04d}"
 
 
-def make_subject(anatomy: Anatomy, seed: int, index: int, requested: Mapping[str, Any]) -> tuple[Subject, Tissues]:
-    """Person `index` with the `requested` conditions (age, sex, ventricles_ml, brain_ml, head_ml), and its tissues."""
+def make_subject(
+    anatomy: Anatomy, seed: int, index: int, requested: Mapping[str, Any], blur: float = 0.0
+) -> tuple[Subject, Tissues]:
+    """Person `index` with the `requested` conditions (age, sex, ventricles_ml, brain_ml, head_ml), and its tissues.
+
+    `blur` as in `render_image`.
+    """
     _, shape_stream, look_stream, _ = streams(seed, index)
     shape = sample_shape(shape_stream, anatomy, requested)
     tissues = _fit(anatomy, shape, requested)
-    image = render_image(look_stream, anatomy, tissues, requested["age"])
+    image = render_image(look_stream, anatomy, tissues, requested["age"], blur)
     ventricles, tissue = (anatomy.to_grid(part, tissues.blocks) for part in (tissues.ventricles, tissues.tissue))
     tissue_ml = float(tissue.sum(dtype=np.float64)) * anatomy.grid.voxel_ml
     covariates = {

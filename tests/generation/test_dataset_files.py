@@ -14,7 +14,10 @@ from fake_generation import SHA256, draw, fake_model, fake_sampler
 
 from brainldm.cli import main
 from brainldm.generation import dataset, regenerate
+from brainldm.generation import finalize as finishing
+from brainldm.generation.dataset_page import PAGE, distances, write_dataset_page
 from brainldm.generation.finalize import finalize
+from brainldm.generation.job import read_job
 from brainldm.generation.manifest import read_manifests
 from brainldm.generation.regenerate import regenerate as draw_again
 from brainldm.generation.status import read_status, verify
@@ -22,9 +25,15 @@ from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.volumes.nifti import read_volume
 
 
+def small_page(out, *rest):
+    """In place of the page to look at, which takes longer to draw than all else."""
+    (out / PAGE).write_text("a page")
+
+
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    """The real sampler comes back after each test."""
+    """The real sampler and page come back after each test."""
+    monkeypatch.setattr(finishing, "write_dataset_page", small_page)
     for module in (dataset, regenerate):
         monkeypatch.setattr(module, "make_sampler", module.make_sampler)
 
@@ -33,6 +42,7 @@ def stand_in(monkeypatch):
 def whole(tmp_path_factory) -> Path:
     """Ten brains of one undisturbed run. Tests read it."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finishing, "write_dataset_page", small_page)
         for module in (dataset, regenerate):
             patch.setattr(module, "make_sampler", module.make_sampler)
         out = tmp_path_factory.mktemp("whole") / "out"
@@ -293,6 +303,24 @@ def test_one_brain_again_that_is_not_the_same(tmp_path):
     assert draw_again(fake_model(), tmp_path / "out", "sub-0004").units > 1000
     image(tmp_path / "out", 4).unlink()
     assert draw_again(fake_model(), tmp_path / "out", "sub-0004").units is None
+
+
+def test_the_page_shows_what_is_unlike_the_others(whole, tmp_path):
+    out = tmp_path / "out"
+    draw(out, 16)
+    chance = np.random.default_rng(0).normal(0.5, 0.01, (16, 2)).tolist()
+    entries = [
+        {**entry, "mean": mean, "p99": p99} for entry, (mean, p99) in zip(read_manifests(out), chance, strict=True)
+    ]
+    entries[4]["mean"], entries[9]["p99"] = 0.9, 0.1
+    assert {k for k, distance in enumerate(distances(entries)) if distance > 6} == {4, 9}
+    write_dataset_page(out, read_job(out), entries, "DDIM, 2 steps")
+    page = (out / PAGE).read_text()
+    assert page.count("data:image/png;base64,") == 3 and "sub-0005" in page and "sub-0010" in page
+    assert "ventricles_ml" in page and "DDIM, 2 steps" in page and "<script" not in page
+    before = page
+    write_dataset_page(out, read_job(out), entries, "DDIM, 2 steps")
+    assert (out / PAGE).read_text() == before
 
 
 def test_the_commands_say_how_far_it_is(whole, tmp_path, capsys):

@@ -163,6 +163,22 @@ def test_container_python_is_one_that_the_package_admits():
     assert tuple(map(int, version.split("."))) >= tuple(map(int, oldest.split(".")))
 
 
+# ---- generation on Kubernetes
+
+
+def test_an_indexed_job_has_as_many_tasks_as_shards_and_restarts_on_all_but_failures():
+    job = yaml.safe_load((LAUNCH / "generate.yaml").read_text())
+    spec, container = job["spec"], job["spec"]["template"]["spec"]["containers"][0]
+    assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert f"--shards={spec['completions']}" in container["args"]
+    assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"] == {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [1, 2],
+    }
+    assert container["command"] == ["/opt/brainldm/launch/run.sh", "generate"]
+
+
 # ---- the page
 
 
@@ -175,6 +191,14 @@ def test_the_page_names_every_file_and_no_other():
 
 
 def test_every_file_says_what_was_not_run():
-    for name in ("tpu_pod.sh", "jobset.yaml", "Containerfile", "slurm.sbatch", "processes.sh", "flags.sh"):
+    for name in (
+        "tpu_pod.sh",
+        "jobset.yaml",
+        "generate.yaml",
+        "Containerfile",
+        "slurm.sbatch",
+        "processes.sh",
+        "flags.sh",
+    ):
         head = (LAUNCH / name).read_text().split("\nset -euo")[0][:2500]
         assert re.search(r"[Nn]ot (run|built)|not run|[Nn]o speed was measured", head), name
