@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from brainldm import __version__
-from brainldm.cli import guarded
+from brainldm.cli import Parser, guarded
 from brainldm.commands.arguments import positive, seed
 from brainldm.runtime.errors import BrainldmError, UserError
 from brainldm.runtime.shards import Shard
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="brainldm-bids", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="brainldm-bids", description=__doc__.split("\n\n")[0])
     parser.add_argument("bids_dir", metavar="BIDS", help="dataset of scans; with --model, of requests")
     parser.add_argument("output_dir", metavar="OUT", help="folder of the derivatives")
     parser.add_argument("analysis_level", choices=("participant", "group"), metavar="{participant,group}")
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=seed, default=0, help="of the brains that are drawn")
     parser.add_argument("--extrapolate", action="store_true", help="allow conditions that the model never saw")
     parser.add_argument("--version", action="version", version=f"brainldm {__version__}")
-    parser.set_defaults(run=_run, resumes=True)
+    parser.set_defaults(run=_run, resumes=True, writes=("output_dir",))
     return parser
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from brainldm import __version__
 from brainldm.commands import (
@@ -28,7 +29,10 @@ from brainldm.commands import (
     train,
     verify,
 )
-from brainldm.runtime.errors import BrainldmError, Stopped
+from brainldm.runtime.console import log, make_streams_safe
+from brainldm.runtime.errors import Stopped
+from brainldm.runtime.failures import told
+from brainldm.runtime.files import require_writable, require_writable_file
 from brainldm.runtime.signals import stop_at_once
 
 _COMMANDS = (
@@ -65,42 +69,44 @@ def guarded(make_parser: Callable[[], argparse.ArgumentParser], arguments: Seque
     """Parse, run what the parser sets as `run`, and return the exit code: every end in a sentence of its own."""
     logging.getLogger("absl").setLevel(logging.WARNING)
     options = argparse.Namespace(command="")
+    make_streams_safe()
     try:
-        with stop_at_once():
-            parser = make_parser()
-            options, options.rest = parser.parse_known_args(arguments)
-            if options.rest and not getattr(options, "takes_config", False):
-                parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
-            options.run(options)
+        try:
+            with stop_at_once():
+                parser = make_parser()
+                options, options.rest = parser.parse_known_args(arguments)
+                if options.rest and not getattr(options, "takes_config", False):
+                    parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
+                _check_outputs(options)
+                options.run(options)
+        finally:
+            sys.stdout.flush()  # here, where a full disk ends in a sentence
         return 0
-    except (BrainldmError, FloatingPointError) as error:
-        return _end(f"{error}", getattr(error, "exit_code", 1))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return _end(_stopped(options), Stopped.exit_code)
-    except OSError as error:
-        if error.errno not in _ENVIRONMENT:
+    except Exception as error:
+        if (said := told(error)) is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _end(f"{where}{error.strerror}. {_ENVIRONMENT[error.errno]}", 1 if error.errno in _FULL else 2)
+        return _end(*said)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-_ENVIRONMENT = {
-    **dict.fromkeys(_FULL, "Make room, delete what this run has begun to write, and give the command again."),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "Change the permissions, or give another path."),
-    errno.EROFS: "Give a path on a file system that can be written to.",
-    errno.ENAMETOOLONG: "Give a shorter path.",
-    errno.ENOTDIR: "Give a path whose folders are folders.",
-}
-"""What to do about errors of the operating system that a command meets and a person can mend."""
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Before any work: can what the command is going to write be written?"""
+    for names, require in (("writes", require_writable), ("writes_files", require_writable_file)):
+        for name in getattr(options, names, ()):
+            if (path := getattr(options, name, None)) is not None:
+                require(path)
 
 
 def _end(message: str, code: int) -> int:
-    print(f"brainldm: {message}", file=sys.stderr)
+    log(f"brainldm: {message}")
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        return code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to say is lost, also at exit
     return code
 
 
@@ -114,8 +120,15 @@ def _stopped(options: argparse.Namespace) -> str:
     return "stopped from outside; nothing was written."
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose help does not vanish in silence when it cannot be written."""
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file or sys.stdout)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="brainldm",
         description="Latent diffusion for 3D brain MRI: train it, and generate brains with it.",
         epilog=EXIT_CODES,

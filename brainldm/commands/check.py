@@ -114,6 +114,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: all cores)")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page")
     parser.add_argument("--json", action="store_true", help="print the fingerprint as JSON")
+    parser.set_defaults(writes_files=("html",))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--unet-norm-groups", type=int, default=32, metavar="N", help="default 32")
     parser.add_argument("--prediction", default="epsilon", choices=("epsilon", "velocity", "x0"))
     parser.add_argument("--latent-scale", type=float, default=1.0, help="factor on the latents (default 1)")
-    parser.set_defaults(makes="target")
+    parser.set_defaults(makes="target", writes=("target",))
 
 
 def run(options: argparse.Namespace) -> None:

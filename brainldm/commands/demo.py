@@ -114,7 +114,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, to check an installation")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.set_defaults(makes="out")
+    parser.set_defaults(makes="out", writes=("out",))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--seed", type=seed, default=0, help="of pairs and intervals (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.set_defaults(makes="out")
+    parser.set_defaults(makes="out", writes=("out",))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         help="average of the denoising network over this share of its training, 0.01 to 0.25, of a run with "
         "config.optimizer.power_ema (default: the run's own moving average)",
     )
-    parser.set_defaults(makes="model")
+    parser.set_defaults(makes="model", writes=("model",))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -105,7 +105,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="going on, compare every file's SHA-256 with its record, not its length"
     )
-    parser.set_defaults(resumes=True)
+    parser.set_defaults(resumes=True, writes=("out",))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--pattern", metavar="GLOB", help="which images are measured, as '*_T1w.nii.gz'")
     add_shard(parser, "image")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.set_defaults(resumes=True)
+    parser.set_defaults(resumes=True, writes=("out",))
 
 
 def run(options: argparse.Namespace) -> None:

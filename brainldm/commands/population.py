@@ -35,7 +35,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "--labels", metavar="DIR", help="label maps of brains, numbered as FreeSurfer or SynthSeg do, to make people of"
     )
     parser.add_argument("--registered", action="store_true", help="the label maps lie in MNI152 space already")
-    parser.set_defaults(makes="out")
+    parser.set_defaults(makes="out", writes=("out",))
 
 
 def run(options: argparse.Namespace) -> None:

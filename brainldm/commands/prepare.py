@@ -54,7 +54,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--retry", action="store_true", help="try the excluded scans again")
     parser.add_argument("--verify", action="store_true", help="compare every file's SHA-256 with its record")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.set_defaults(resumes=True)
+    parser.set_defaults(resumes=True, writes=("out",))
 
 
 def run(options: argparse.Namespace) -> None:

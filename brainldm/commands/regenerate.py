@@ -22,6 +22,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("out", metavar="OUT", help="the dataset")
     parser.add_argument("subject", metavar="ID", help="as sub-0042")
     parser.add_argument("--to", metavar="FILE.nii.gz", help="write it here")
+    parser.set_defaults(writes_files=("to",))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 def train(arguments: Sequence[str]) -> None:
     """Parse and train. With --distributed the training runs in a process of its own, which this one looks after."""
     from brainldm.parallel.launch import launch_of
+    from brainldm.runtime.files import require_writable
     from brainldm.runtime.supervisor import supervise, supervised
     from brainldm.training.flags import parse, process_flags
 
@@ -37,6 +38,7 @@ def train(arguments: Sequence[str]) -> None:
             sys.exit(code)
         return
     config, workdir = parse(arguments)
+    require_writable(workdir)
     # Only now: the process that looks after another one needs neither the config nor JAX.
     import jax
 

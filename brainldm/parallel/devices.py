@@ -16,7 +16,8 @@ def refuse_silent_cpu() -> None:
 
     JAX without its CUDA plug-in falls back to the CPU with no more than a warning.
     """
-    if os.environ.get("JAX_PLATFORMS") or jax.default_backend() != "cpu" or not shutil.which("nvidia-smi"):
+    found = jax.default_backend()  # looks for the devices: a platform that is not there is refused here
+    if os.environ.get("JAX_PLATFORMS") or found != "cpu" or not shutil.which("nvidia-smi"):
         return
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     if listed.returncode == 0 and "GPU" in listed.stdout:

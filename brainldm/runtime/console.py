@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import sys
 import time
 
@@ -21,6 +23,17 @@ def log(text: str) -> None:
     """
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def make_streams_safe() -> None:
+    """What was closed before the start takes what is written and keeps nothing, and a letter that the encoding of the
+    shell does not have is written as its code."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Progress:

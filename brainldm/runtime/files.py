@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from brainldm.runtime.errors import UserError
 SUMS = "SHA256SUMS"
 """The file of a folder's checksums, in the format of sha256sum."""
 _HASHING_THREADS = 4
+_ROOM = 2**16
+_LONGEST_NAME = 240  # of the 255 that file systems take; temporary files have longer ones
 
 MAX_READ = 2**28
 """Bytes of a file that is read whole: tables, descriptions, records."""
@@ -114,6 +117,43 @@ def require_new_folder(path: str | Path, own: str | None = None) -> Path:
     if path.is_dir() and any(path.iterdir()) and not (own and (path / own).exists()):
         raise UserError(f"{path}: already holds something else, and nothing is overwritten. Choose another folder.")
     return path
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise UserError unless files can be written into the folder `path` or, where it is none yet, made there.
+
+    Looked at by writing: permissions alone say nothing of full disks, network mounts and long names. What is written
+    is removed again. For commands that work long before they have something to write.
+    """
+    path, made = Path(path), []
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, so that it cannot be written to as a folder. Give a folder.")
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".brainldm.", suffix=".tmp") as file:
+            file.write(bytes(_ROOM))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written to ({error.strerror}). Give a path in a place where you may write and there "
+            "is room."
+        ) from error
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"{path!s:.200}: is no path ({error}).") from error
+    finally:
+        with contextlib.suppress(OSError):  # another run has begun in it meanwhile, or it was not made
+            for folder in made:
+                folder.rmdir()
+
+
+def require_writable_file(path: str | Path) -> None:
+    """Raise UserError unless a file can be written to `path`, as `require_writable` does for a folder."""
+    path = Path(path)
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UserError(f"{path}: its name is longer than {_LONGEST_NAME} bytes. Give a shorter one.")
+    require_writable(path.parent)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder. Give the path of a file.")
 
 
 def file_sha256(path: Path) -> str | None:

@@ -111,7 +111,7 @@ def test_the_blocks_of_each_level_are_for_space_to_depth_and_one_for_each():
     config = load_config("paper_autoencoder", changes)
     validate(config)
     assert from_json(json.loads(config.to_json())).model.num_res_blocks == (1, 2)
-    with pytest.raises(UserError, match="each of the 2 channels"):
+    with pytest.raises(UserError, match="each of the 2 channels|each of 2 levels"):
         validate(load_config("paper_autoencoder", changes | {"model.num_res_blocks": (1, 2, 3)}))
 
 
