@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from brainldm.datasets.scans import Scan
 from brainldm.evaluation import plots
 from brainldm.evaluation.datasets import Scans
 from brainldm.evaluation.measures.volumetry import Measurement
 from brainldm.reports import html
+from brainldm.reports.viewer import Viewer, alternating, make_viewer
 from brainldm.runtime.format import format_interval, format_number
+from brainldm.volumes.nifti import volume_bytes
 
 _NAMES = {"ventricles_ml": "Ventricles", "brain_ml": "Brain"}
 _TITLES = {"ventricles_ml": "Lateral ventricles", "brain_ml": "Brain, normalised for head size"}
 _SETS = {"synthetic": "generated: requested against measured", "real": "real: label against measured"}
+_SHOWN_AS = {"synthetic": "generated", "real": "real"}
+VIEWED = 6
+"""Brains of each kind in the viewer."""
 _WORDS = {"synthetic": "generated", "real": "real"}
 _SIMILARITIES = {
     "ms_ssim": "MS-SSIM",
@@ -51,6 +57,7 @@ def render(
         "evaluation.html",
         figures=figures,
         images=images,
+        viewer=_viewer(scans, reconstructions),
         agreement=_agreement(figures),
         groups=_groups(figures),
         conditions=[
@@ -63,6 +70,33 @@ def render(
         morphometry=_morphometry(figures),
         ages=_ages(figures),
     )
+
+
+def _viewer(
+    scans: Mapping[str, Scans], reconstructions: Sequence[tuple[np.ndarray, np.ndarray]] | None
+) -> Viewer | None:
+    """Generated and real brains in turn, and reconstructions, as many as a page holds."""
+    grid = scans["synthetic"].grid
+    groups = [
+        [(_SHOWN_AS[which], _label(one.records[k]), one[k]) for k in range(min(VIEWED, len(one)))]
+        for which, one in scans.items()
+    ]
+    pairs = list(enumerate(reconstructions or (), start=1))[:VIEWED]
+    groups.append([("reconstructed", f"reconstruction of held-out scan {k}", output) for k, (_, output) in pairs])
+    groups.append([("held out", f"held-out scan {k}", image) for k, (image, _) in pairs])
+    return make_viewer(
+        (group, label, volume_bytes(volume.reshape(grid.shape), grid.affine, bits=8))
+        for group, label, volume in alternating(groups)
+    )
+
+
+def _label(scan: Scan) -> str:
+    """The scan's name, age, sex and ventricles, as its table has them."""
+    row = scan.covariates
+    parts = [f"{row['age']:.0f} y"] if "age" in row else []
+    parts += [str(row["sex"])] if "sex" in row else []
+    parts += [f"ventricles {row['ventricles_ml']:.0f} mL"] if "ventricles_ml" in row else []
+    return ", ".join([scan.name, " ".join(parts)]) if parts else scan.name
 
 
 def _scatter(name: str, title: str, scans: Mapping[str, Scans], measured: Mapping[str, Sequence[Measurement]]):

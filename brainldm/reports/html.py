@@ -1,4 +1,5 @@
-"""Reports as one HTML file, by the templates beside this file: images inside it, no script, nothing fetched, printable.
+"""Reports as one HTML file, by the templates beside this file: images inside it, nothing fetched, printable; no script
+but that of the viewer (viewer.py), which runs when its button is pressed.
 
 What a template is given is text and is escaped; only templates hold markup.
 """

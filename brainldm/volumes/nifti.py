@@ -16,7 +16,7 @@ from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
 from brainldm.volumes.headers import BLOCK_BYTES, Header, cached_header, opened
 
-INT16_MAX = 32767
+INT16_MAX, UINT8_MAX = 32767, 255
 _CHUNK_BYTES = 2**20
 
 
@@ -175,8 +175,10 @@ def volume_bytes(
     description: str = "",
     scale_max: float | None = 1.0,
     compress: bool = True,
+    bits: Literal[8, 16] = 16,
 ) -> bytes:
     """`data` [D, H, W] as NIfTI, int16 with a fixed slope, `scale_max` being the largest value that can be stored.
+    With 8 `bits` uint8, for a page to look at: without what is below 0.
 
     The slope is the same for every image, so intensities stay comparable between images. With `scale_max` None the
     values are stored as float32, as they are. `description` (at most 79 characters) goes into the header. The bytes
@@ -185,11 +187,9 @@ def volume_bytes(
     data = np.asarray(data)
     if data.ndim != 3 or not np.isfinite(data).all():
         raise ValueError(f"a finite three-dimensional array is wanted, got shape {data.shape}")
-    slope = 1.0 if scale_max is None else scale_max / INT16_MAX
-    if scale_max is None:
-        stored = data.astype(np.float32)
-    else:
-        stored = np.clip(np.rint(data / slope), -INT16_MAX, INT16_MAX).astype(np.int16)
+    low, high, kind = (-INT16_MAX, INT16_MAX, np.int16) if bits == 16 else (0, UINT8_MAX, np.uint8)
+    slope = 1.0 if scale_max is None else scale_max / high
+    stored = data.astype(np.float32) if scale_max is None else np.clip(np.rint(data / slope), low, high).astype(kind)
     image = nib.Nifti1Image(stored, affine)
     image.header.set_slope_inter(slope, 0.0)
     image.header.set_xyzt_units("mm")

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from browser import find_browser, opened
 
 from brainldm.datasets.bids import read_dataset
 from brainldm.datasets.covariates import Covariates
@@ -65,6 +66,40 @@ def test_figures_are_written_as_returned(finished):
     assert figures["sweep"]["values"] == [10, 20.5] and len(figures["sweep"]["measured_brain_ml"]) == 2
 
 
+needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium here: the page was not opened in one")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_viewer_opens_in_a_browser_and_shows_what_is_chosen(finished, tmp_path):
+    with opened((finished[0] / "report.html").as_uri(), tmp_path) as page:
+        page.resize(1200, 900)
+        assert page.evaluate("document.getElementById('viewer').dataset.state") == "closed"
+        page.evaluate("document.getElementById('viewer-start').click()")
+        page.wait("document.getElementById('viewer').dataset.state !== 'opening'")
+        assert page.evaluate("document.getElementById('viewer').dataset.state") == "ready"
+        assert page.evaluate("document.getElementById('viewer').dataset.left") == "0"  # the first generated brain
+        assert page.evaluate("document.getElementById('viewer').dataset.right") == "1"  # the first real one
+        page.evaluate(
+            "(function () { const s = document.getElementById('viewer-right'); s.value = '3';"
+            " s.dispatchEvent(new Event('change')); })()"
+        )
+        page.wait("document.getElementById('viewer').dataset.right === '3'")
+        for width, height in ((1200, 900), (390, 844)):
+            page.resize(width, height)
+            page.wait(f"document.documentElement.scrollWidth <= {width}", 10)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_without_webgl_2_the_page_says_so(finished, tmp_path):
+    with opened((finished[0] / "report.html").as_uri(), tmp_path) as page:
+        page.evaluate("HTMLCanvasElement.prototype.getContext = function () { return null; }")
+        page.evaluate("document.getElementById('viewer-start').click()")
+        assert page.evaluate("document.getElementById('viewer').dataset.state") == "unsupported"
+        assert "no WebGL 2" in page.evaluate("document.getElementById('viewer-note').textContent")
+
+
 def test_measurements_are_written(finished):
     lines = (finished[0] / "measurements.tsv").read_text().splitlines()
     assert len(lines) == 13 and lines[0].split("\t")[:3] == ["dataset", "id", "ventricles_ml_asked"]
@@ -73,10 +108,11 @@ def test_measurements_are_written(finished):
 
 def test_page_is_self_contained(finished):
     page = (finished[0] / "report.html").read_text()
-    assert "<script" not in page and not re.search(r"(src|href)\s*=(?!\"data:)", page)
-    assert "url(" not in page and "@import" not in page
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(src|href)\s*=(?!\"data:)", outside)
+    assert "url(" not in outside and "@import" not in outside and len(page) < 15e6
     # generated and real, reconstructions, sweep, spectrum, two scatter plots
-    assert page.count("data:image/png;base64,") == 6
+    assert outside.count("data:image/png;base64,") == 6
     assert "stand-in" in page and "Not measured" in page and "no brain found" in page
     made = finished[1]["agreement"]["ventricles_ml"]["synthetic"]
     assert f"r = {made['r']['value']:.3f}" in page and f"n = {made['n']}" in page
