@@ -32,6 +32,11 @@ _STORAGE_TYPES = {
 }
 
 
+_MAX_PICKLE = 2**26
+"""Bytes of data.pkl, which holds names and shapes and no values: those of the largest networks are some hundred kB."""
+_MAX_BYTEORDER = 16
+
+
 class _StorageType(NamedTuple):
     dtype: np.dtype
 
@@ -71,7 +76,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str, path: Path):
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        super().__init__(io.BytesIO(_read_small(archive, f"{root}/data.pkl", _MAX_PICKLE)))
         self._archive, self._root, self._path = archive, root, path
         self._storages: dict[str, _Storage] = {}
 
@@ -98,6 +103,14 @@ class _Unpickler(pickle.Unpickler):
         return self._storages[key]
 
 
+def _read_small(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member of at most `most` bytes; a few bytes of a deflated one can stand for as many as there is memory."""
+    size = archive.getinfo(name).file_size
+    if size > most:
+        raise ValueError(f"{name} has {size} bytes, and at most {most} are wanted")
+    return archive.read(name)
+
+
 def _root(archive: zipfile.ZipFile) -> str:
     roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.count("/") == 1]
     roots = [root for root in roots if f"{root}/data.pkl" in archive.namelist()]
@@ -105,7 +118,7 @@ def _root(archive: zipfile.ZipFile) -> str:
         raise ValueError("it holds no data.pkl")
     root = roots[0]
     order = f"{root}/byteorder"
-    if order in archive.namelist() and archive.read(order) != b"little":
+    if order in archive.namelist() and _read_small(archive, order, _MAX_BYTEORDER) != b"little":
         raise ValueError("its numbers are big-endian")
     return root
 

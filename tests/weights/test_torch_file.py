@@ -103,6 +103,17 @@ def test_missing_short_and_compressed_storages_are_refused(tmp_path):
             read_torch_state_dict(path)
 
 
+def test_a_member_that_unpacks_to_more_than_it_can_need_is_not_unpacked(tmp_path):
+    bomb = write(tmp_path / "bomb.pt", {"a": 1}, byteorder=bytes(2**24), compression=zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 2**16
+    with pytest.raises(UserError, match="byteorder has 16777216 bytes, and at most 16"):
+        read_torch_state_dict(bomb)
+    with zipfile.ZipFile(tmp_path / "pickle.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26 + 1))
+    with pytest.raises(UserError, match="data.pkl has 67108865 bytes"):
+        read_torch_state_dict(tmp_path / "pickle.pt")
+
+
 def test_cut_and_changed_files_are_refused(tmp_path):
     array = np.arange(1000, dtype=np.float32)
     path = write(tmp_path / "w.pt", {"a": tensor("0", array)}, {"0": array.tobytes()})
