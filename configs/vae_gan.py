@@ -4,7 +4,7 @@
 
 The paper compares its LDM with a VAE-GAN and gives neither networks nor settings: these are ours (docs/baselines.md).
 
-Expected figure: not measured (no run at full size yet).
+Expected figure: not measured at full size. `:demo` after 500 steps: docs/baselines.md.
 
 `:demo` is for the embedded population at 4 mm; `:tiny` shrinks that to a few steps, for tests.
 """

@@ -19,6 +19,7 @@ from brainldm.datasets.joining import join_values
 from brainldm.datasets.scans import Excluded, Scan, ScanError, clean_id, ids_of_file, scan_name
 from brainldm.datasets.tables import Table, read_table
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_file
 from brainldm.volumes.headers import is_image_name
 
 _IMAGE_COLUMNS = "image image_path path file filename file_path filepath t1w t1 t1_path nifti scan"
@@ -119,8 +120,8 @@ def _without_image(table: Table, used: Set[int], excluded: Sequence[Excluded]) -
 
 def _read_list(path: Path, pattern: str | None) -> tuple[list[Scan], list[Excluded]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_file(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as a list of paths in UTF-8 ({error}).") from error
     files, excluded, seen = [], [], set()
     for line in (line.strip() for line in lines):

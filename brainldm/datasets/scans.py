@@ -6,6 +6,7 @@ Ids are those that BIDS allows, and none can lead out of a folder.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +104,8 @@ def is_t1w_name(name: str) -> bool:
 
 def inside(root: str | Path, path: str | Path) -> bool:
     """Whether `path`, with every symbolic link followed, lies under `root`."""
-    return Path(path).resolve().is_relative_to(Path(root).resolve())
+    # realpath, unlike resolve, has an answer for a link that leads to itself
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def ids_of_file(path: Path) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ either. So a run that was killed at any moment loses at most the brains that it 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import file_sha256, read_json, write_atomically
+from brainldm.runtime.files import file_sha256, open_regular, parse_line, read_json, write_atomically
 from brainldm.runtime.shards import Shard
 
 Entry = Mapping[str, Any]
@@ -49,16 +50,13 @@ def shard_is_done(out: Path, shard: Shard) -> bool:
 def read_manifest(path: Path) -> Iterator[Entry]:
     """The lines of a manifest that can be read; one that a killed run was writing is left out."""
     try:
-        file = open(path, encoding="utf-8", errors="replace")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     with file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict) and all(name in entry for name in _NEEDED):
+        for line in io.TextIOWrapper(file, encoding="utf-8", errors="replace"):
+            entry = parse_line(line)
+            if all(name in entry for name in _NEEDED):
                 yield entry
 
 

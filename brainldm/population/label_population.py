@@ -39,6 +39,7 @@ from brainldm.population.writing import (
     write_label_names,
     write_people,
 )
+from brainldm.runtime.files import read_json
 from brainldm.runtime.lock import new_folder
 from brainldm.volumes.grids import ORIGIN_1MM, Grid, training_grid
 from brainldm.volumes.template import Template, load_template
@@ -62,7 +63,7 @@ class LabelPopulation:
     def __init__(self, folder: Path, spacing_mm: float):
         self._folder = folder
         self._grid = training_grid(spacing_mm)
-        found = json.loads((folder / _DRAWN).read_text())
+        found = read_json(folder / _DRAWN)
         self._shares, self._icv_ml = found["shares"], found["reference_icv_ml"]
 
     @property

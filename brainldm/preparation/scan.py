@@ -17,6 +17,7 @@ from brainldm.preparation import registration
 from brainldm.preparation.stripping import check_command, strip_by_command
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.format import round_significant
+from brainldm.runtime.rules import FRACTION, number
 from brainldm.volumes.geometry import background_value, shrink
 from brainldm.volumes.grids import Grid, training_grid
 from brainldm.volumes.nifti import Volume, read_volume
@@ -61,6 +62,11 @@ class PrepareOptions:
         for name, allowed in (("grid", PRESETS), ("skull", registration.SKULLS), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"--{name} {getattr(self, name)!r}: can be {', '.join(allowed)}.")
+        for name in ("min_similarity", "min_overlap", "min_coverage"):
+            value = getattr(self, name)
+            rule = FRACTION if name == "min_coverage" else number(-1, 1)
+            if value is not None and not rule.allows(value):
+                raise UserError(f"--{name.replace('_', '-')} {value!r}: {rule.wanted} is wanted.")
         if self.masks and self.strip_command:
             raise UserError("--masks and --strip-command exclude each other: the brain is cut out once. Give one.")
         if self.strip_command:

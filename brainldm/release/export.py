@@ -15,6 +15,7 @@ from brainldm.runtime.format import format_shape
 from brainldm.training.config import covariates_of
 from brainldm.training.diffusion import unet_arguments
 from brainldm.training.restore import load_autoencoder, read_config, restore_state
+from brainldm.training.run_info import read_run_info
 from brainldm.volumes.grids import training_grid
 from brainldm.weights.model_folder import ModelSpec, save_model
 from brainldm.weights.power_ema import AVERAGES, average_of_length
@@ -51,7 +52,7 @@ def export(
     config = read_config(diffusion_workdir, "diffusion")
     dataset = described_dataset(config.data.path)
     autoencoder = load_autoencoder(str(autoencoder_workdir))
-    run_info = read_json(Path(diffusion_workdir) / "run.json")
+    run_info = read_run_info(diffusion_workdir, "autoencoder_sha256", "latent_shape", "scans_training")
     if autoencoder.sha256 != run_info["autoencoder_sha256"]:
         raise UserError(
             f"{diffusion_workdir} was trained on the latents of another autoencoder than {autoencoder_workdir} holds "
@@ -105,7 +106,7 @@ def export(
 
 def _run_info(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "run.json"
-    return read_json(path) if path.exists() else {}
+    return read_run_info(workdir) if path.exists() else {}
 
 
 def described_dataset(path: str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import ml_collections
 from brainldm import __version__
 from brainldm.release.export import described_dataset
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import read_json
 from brainldm.runtime.format import format_number, format_shape
 from brainldm.training import brain_age, gan
 from brainldm.training.metrics import read_metrics
 from brainldm.training.restore import read_config, restore_state
+from brainldm.training.run_info import read_run_info
 from brainldm.volumes.grids import training_grid
 from brainldm.weights.brain_age_folder import BrainAgeSpec, save_brain_age
 from brainldm.weights.gan_folder import GANS, GanSpec, save_gan
@@ -72,7 +72,7 @@ def export_alone(workdir: str | Path, folder: str | Path) -> str:
 
 def _known(config: ml_collections.ConfigDict, workdir: Path, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The provenance of a model, and what every card says."""
-    scans, grid = read_json(workdir / "run.json")["scans_training"], training_grid(config.data.spacing_mm)
+    scans, grid = read_run_info(workdir, "scans_training")["scans_training"], training_grid(config.data.spacing_mm)
     dataset, steps = described_dataset(config.data.path), int(state.step)
     said = {"version": __version__, "dataset": dataset["dataset"], "scans": scans, "steps": steps}
     said |= {"shape": format_shape(grid.shape), "spacing": config.data.spacing_mm}
@@ -107,7 +107,7 @@ def _export_brain_age(config: ml_collections.ConfigDict, workdir: Path, folder: 
         name for name in ("mae", "r") if len(columns.get(name, ())) == len(columns["step"])
     ]  # r may be undetermined
     held_out = {name: columns[name][places[0]] for name in whole}
-    held_out["n"] = read_json(workdir / "run.json")["scans_validation"]
+    held_out["n"] = read_run_info(workdir, "scans_validation")["scans_validation"]
     low, high = brain_age.age_range(config)
     spec = BrainAgeSpec(
         config.model.to_dict(), (low, high), held_out, training_grid(config.data.spacing_mm), provenance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import stat
@@ -61,21 +62,30 @@ def write_json(path: str | Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """A file opened to read its bytes. Raises OSError when it cannot be, UserError when it is no regular file.
+
+    A pipe would be waited for without end, and a device read without end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+    raise UserError(f"{path}: cannot be read, it is {what} where a file is wanted. Remove it or give another path.")
+
+
 def read_file(path: str | Path, most: int = MAX_READ) -> bytes:
     """The content of a file of at most `most` bytes.
 
-    Raises UserError when it is absent, cannot be read, is larger, or is no regular file: a pipe would be waited for
-    without end, and a device read without end.
+    Raises UserError when it is absent, cannot be read, is larger, or is no regular file.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
-                raise UserError(f"{path}: is {what} where a file is wanted. Remove it or give another path.")
-            if found.st_size > most:
-                raise UserError(f"{path}: {found.st_size} bytes; nothing of this kind is larger than {most}.")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise UserError(f"{path}: {size} bytes; nothing of this kind is larger than {most}.")
             return file.read(most)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         said = getattr(error, "strerror", None) or error
@@ -90,6 +100,15 @@ def parse_json(content: bytes | str, where: str | Path) -> Any:
         raise UserError(f"{where}: not valid JSON (nested too deep to be read).") from None
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error}).") from error
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """The table of a line of a JSONL file, empty for a line that holds none, as one that a kill cut off."""
+    try:
+        content = parse_json(line, "")
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -159,11 +178,9 @@ def require_writable_file(path: str | Path) -> None:
 def file_sha256(path: Path) -> str | None:
     """SHA-256 of a file, or None when it cannot be read or is no regular file."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, UserError):
         return None
 
 

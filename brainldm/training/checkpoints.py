@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from brainldm.parallel.distributed import from_primary, is_primary
 from brainldm.runtime import checkpoint_folder
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError, first_line
+from brainldm.runtime.files import read_json
 
 Tree = Any
 
@@ -214,8 +214,8 @@ class Checkpoints:
     def _loss_of(self, step: int) -> float | None:
         # by the file, because only process 0 asks, and Orbax reads with all of them
         try:
-            return json.loads((self._folder / str(step) / "progress/metadata").read_text()).get("validation_loss")
-        except (OSError, ValueError, AttributeError):
+            return read_json(self._folder / str(step) / "progress/metadata").get("validation_loss")
+        except UserError:
             return None  # damaged: not the best
 
     def _damage(self, step: int) -> str | None:

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import read_file
 from brainldm.training.config_files import config_file
 
 _USAGE = (
@@ -127,6 +128,8 @@ def config_path(source: str) -> str:
     """
     name, colon, arg = source.partition(":")
     if not name or name.endswith(".py") or "/" in name or Path(name).exists():
+        if Path(name).exists():
+            read_file(name)  # a pipe would be waited for
         return source
     return f"{config_file(name)}{colon}{arg}"
 

@@ -13,7 +13,7 @@ from brainldm.datasets.covariates import Covariates
 from brainldm.parallel.distributed import is_primary
 from brainldm.runtime.checkpoint_folder import finished_steps
 from brainldm.runtime.console import log
-from brainldm.runtime.files import read_json
+from brainldm.training.run_info import read_run_info
 from brainldm.weights.starting_point import NETWORKS, StartingPoint, starting_point
 
 LATENTS_AS_LEARNT, INTENSITIES_APART = (0.8, 1.25), 0.05
@@ -41,7 +41,7 @@ class InitFrom:
         if self.begins:
             self.noted = {"model": Path(self._folder).name, "sha256": self.point.model.sha256}
         elif self._folder:
-            self.noted = read_json(workdir / "run.json").get("init_from")
+            self.noted = read_run_info(workdir).get("init_from")
 
     @cached_property
     def point(self) -> StartingPoint:

@@ -18,7 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import write_atomically
+from brainldm.runtime.files import MAX_READ, parse_line, read_file, write_atomically
+from brainldm.runtime.rules import is_number
 
 
 class MetricWriter:
@@ -40,7 +41,7 @@ class MetricWriter:
         self._purge_step = resume_step or None
         if not enabled:
             return
-        content = self._path.read_bytes() if self._path.exists() else b""
+        content = read_file(self._path, 4 * MAX_READ) if self._path.exists() else b""
         lines = content.decode(errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= resume_step] if resume_step else []
         new = "".join(line + "\n" for line in kept).encode()
@@ -143,10 +144,8 @@ class MetricWriter:
 
 
 def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off by a kill
+    step = parse_line(line).get("step")
+    return step if is_number(step) else float("inf")  # a line cut off by a kill
 
 
 def read_metrics(workdir: str | Path, split: str) -> dict[str, list[float]]:
@@ -156,14 +155,14 @@ def read_metrics(workdir: str | Path, split: str) -> dict[str, list[float]]:
     """
     path = Path(workdir) / "metrics.jsonl"
     columns: dict[str, list[float]] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
+    text = read_file(path, 4 * MAX_READ).decode(errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             continue  # only the last line can lack its end
-        try:
-            row = json.loads(line)
-            found = row.pop("split")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: line {number} is damaged. The run that wrote it goes on without it.") from error
+        row = parse_line(line)
+        if "split" not in row:
+            raise UserError(f"{path}: line {number} is damaged. The run that wrote it goes on without it.")
+        found = row.pop("split")
         if found == split:
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)

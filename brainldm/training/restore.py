@@ -12,11 +12,12 @@ import ml_collections
 import numpy as np
 
 from brainldm.diffusion.sampling import Sampling
-from brainldm.runtime.errors import UserError
+from brainldm.runtime.errors import UserError, first_line
 from brainldm.runtime.files import read_json
 from brainldm.training import autoencoder, brain_age, diffusion, gan, vae_gan
 from brainldm.training.checkpoints import Checkpoints
 from brainldm.training.config import autoencoder_config, running_config, validate
+from brainldm.training.run_info import read_run_info
 from brainldm.weights.model_folder import load_model
 from brainldm.weights.parameter_files import params_sha256
 
@@ -72,8 +73,11 @@ def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir}: no config.json, so this is no work dir of a training run.")
-    config = from_json(read_json(path))
-    validate(config)
+    try:
+        config = from_json(read_json(path))
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     if stage and config.stage != stage:
         raise UserError(f"{workdir}: the work dir of the {config.stage} stage; that of the {stage} stage is wanted.")
     return config
@@ -96,7 +100,17 @@ _CAME_LATER_ON_TOP = dict.fromkeys(("autoencoder", "diffusion"), {"init_from": "
 
 
 def from_json(content: dict[str, Any]) -> ml_collections.ConfigDict:
-    """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default."""
+    """A config from its JSON form, in which tuples have become lists; what an older one lacks has its default.
+
+    Raises UserError for what cannot be a config.
+    """
+    try:
+        return _completed(content)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"holds no config of a training run ({first_line(error)}).") from error
+
+
+def _completed(content: dict[str, Any]) -> ml_collections.ConfigDict:
     content = {**running_config().to_dict(), **_CAME_LATER_ON_TOP.get(content.get("stage"), {}), **content}
     for section, values in _CAME_LATER.get(content.get("stage"), {}).items():
         if section in content:
@@ -123,7 +137,7 @@ def restore_state(config: ml_collections.ConfigDict, workdir: str | Path) -> Any
     if config.stage in _STATE_SHAPES:
         shapes = _STATE_SHAPES[config.stage](config)
     else:  # by what the run noted: its autoencoder may lie elsewhere by now
-        shapes = diffusion.state_shapes(config, tuple(read_json(Path(workdir) / "run.json")["latent_shape"]))
+        shapes = diffusion.state_shapes(config, tuple(read_run_info(workdir, "latent_shape")["latent_shape"]))
     checkpoints = Checkpoints(workdir)
     try:
         state, _ = checkpoints.restore(jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes))

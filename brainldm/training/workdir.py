@@ -24,6 +24,7 @@ from brainldm.runtime.files import read_json, require_new_folder, write_json
 from brainldm.runtime.lock import LOCK, locked
 from brainldm.training.inputs import LATENTS
 from brainldm.training.restore import from_json
+from brainldm.training.run_info import read_run_info
 from brainldm.training.stage import LoadedStage
 
 FREE_TO_CHANGE = (
@@ -68,7 +69,7 @@ def check_same_data(stage: LoadedStage, workdir: Path) -> None:
     """
     if not (workdir / "run.json").exists():
         return
-    before = read_json(workdir / "run.json")
+    before = read_run_info(workdir)
     _check_data(before, stage.run_info, workdir)
     unknown = [what for key, (what, _) in _DATA.items() if stage.run_info.get(key) and not before.get(key)]
     if unknown and is_primary():
@@ -117,7 +118,10 @@ def check_num_steps(done: int, num_steps: int, workdir: Path) -> None:
 
 
 def _check_same_config(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
-    before, now = _flat(from_json(old).to_dict()), _flat(from_json(new).to_dict())
+    try:
+        before, now = _flat(from_json(old).to_dict()), _flat(from_json(new).to_dict())
+    except UserError as error:
+        raise UserError(f"{where}: {error} Give a new --workdir.") from error
     different = [
         key
         for key in sorted(before.keys() | now.keys())

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.files import open_regular
 from brainldm.volumes.grids import SPACINGS_MM, training_grid
 from brainldm.volumes.headers import BLOCK_BYTES, Header, cached_header
 
@@ -68,11 +69,13 @@ def look_at(path: str | os.PathLike) -> Outside:
     """The outside of one file. Raises nothing: what cannot be opened has a `problem`."""
     path = Path(path)
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             about = os.fstat(file.fileno())
             start = file.read(_PIECE)
             middle = _piece(file, about.st_size // 2 - _PIECE // 2, _PIECE)
             trailer = _piece(file, about.st_size - 4, 4)
+    except UserError as error:
+        return Outside(path, problem=str(error))
     except OSError as error:
         return Outside(path, problem=f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.")
     digest = hashlib.blake2b(start + middle, digest_size=16).digest()

@@ -135,7 +135,7 @@ def test_a_model_is_not_made_of_half_a_latent_diffusion_model(tmp_path, capsys):
         ("discriminator.channels", (16,), "leave nothing to halve"),
         ("discriminator.channels", (16, 30), "30 is not a multiple of norm_num_groups 16"),
         ("covariates.names", ("age",), "this baseline has none, as in the paper"),
-        ("model.latent_size", 0, "whole number from 1 on"),
+        ("model.latent_size", 0, "whole number from 1 "),
         ("optimizer.beta1", 1.0, "below 1"),
     ],
 )

@@ -18,7 +18,7 @@ from brainldm.evaluation.measures.backend import Backend
 from brainldm.evaluation.measures.one_image import Context, Record, labels_path, measure_image, state_of
 from brainldm.evaluation.measures.tables import write_structures, write_tables
 from brainldm.runtime.errors import Stopped, UserError
-from brainldm.runtime.files import write_atomically, write_json
+from brainldm.runtime.files import parse_line, read_file, write_atomically, write_json
 from brainldm.runtime.lock import LOCK, locked, require_own_folder
 from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
 from brainldm.runtime.signals import PreemptionHandler
@@ -179,12 +179,10 @@ def _kept(context: Context, scans: Sequence[Scan]) -> dict[str, Record]:
     """The records of images that need not be measured again, by name, in the order of the scans."""
     known: dict[str, list[Record]] = {}
     for log in sorted(context.out.glob(LOG.format("*"))):
-        for line in log.read_text(errors="replace").splitlines():
-            try:
-                record = json.loads(line)
+        for line in read_file(log).decode(errors="replace").splitlines():
+            record = parse_line(line)
+            if isinstance(record.get("name"), str):  # not the line that a killed run was writing
                 known.setdefault(record["name"], []).append(record)
-            except (ValueError, TypeError, KeyError):  # the line that a killed run was writing
-                continue
     usable = ((scan, record) for scan in scans for record in known.get(scan.name, ()) if _holds(context, scan, record))
     return {scan.name: record for scan, record in usable}
 
