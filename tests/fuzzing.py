@@ -54,6 +54,7 @@ COMMANDS = (
     "demo out --tiny",
 )
 OUTPUTS = ("out", "out.html", "out.nii.gz")
+WORLD = ("population", "held_out", "model", "autoencoder", "diffusion", "synthetic")
 KEEPS = {"finalize": ("synthetic",), "train": ("diffusion",)}
 """Folders that a command changes besides its output."""
 
@@ -199,7 +200,7 @@ def mutate_table(rng: random.Random, arguments: list[str], place: Path) -> str:
 
 def mutate_file(rng: random.Random, arguments: list[str], place: Path) -> str:
     """One file damaged, or something else in its place; the checksums are made to agree half of the time."""
-    named = [folder for folder in arguments if (place / folder).is_dir() and folder.isalpha()]
+    named = [folder for folder in arguments if folder in WORLD and (place / folder).is_dir()]
     if not named:
         return mutate_arguments(rng, arguments, place)
     files = sorted(path for path in (place / rng.choice(named)).rglob("*") if path.is_file())

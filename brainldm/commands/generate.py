@@ -84,7 +84,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--sampler", help="ddim, ddpm, dpmpp_2m or heun (default: the model's)")
     parser.add_argument(
-        "--spacing", help="of the noise levels: leading, trailing, karras or log_snr (default: the model's)"
+        "--spacing", help="of the noise levels: leading, trailing, karras, log_snr or monai (default: the model's)"
     )
     parser.add_argument(
         "--batch-size",

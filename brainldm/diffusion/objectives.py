@@ -84,7 +84,7 @@ def denoiser(network: Network, chain: Chain, prediction: str, times: Any = None)
     embeddings. Raises UserError for an unknown prediction type.
     """
     check_prediction(prediction)
-    t, a, b = map(jnp.asarray, chain)
+    t, a, b = map(jnp.asarray, (chain.t, chain.a, chain.b))
     times = t if times is None else times
 
     def denoise(x: jax.Array, i: int | jax.Array) -> tuple[jax.Array, jax.Array]:

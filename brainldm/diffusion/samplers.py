@@ -62,7 +62,8 @@ def step_beta(a: jax.Array, b: jax.Array, a_next: jax.Array, b_next: jax.Array) 
 def _steps(chain: Chain) -> tuple[jax.Array, ...]:
     """What a sampler scans: i, a_i, b_i, a_{i+1}, b_{i+1}, each [n]."""
     a, b = jnp.asarray(chain.a), jnp.asarray(chain.b)
-    return jnp.arange(len(chain.t), dtype=jnp.int32), a[:-1], b[:-1], a[1:], b[1:]
+    a_next, b_next = (a[1:], b[1:]) if chain.ends is None else map(jnp.asarray, chain.ends)
+    return jnp.arange(len(chain.t), dtype=jnp.int32), a[:-1], b[:-1], a_next, b_next
 
 
 def ddim(denoise: Denoise, chain: Chain, x: jax.Array, noise: Noise, eta: float | jax.Array = 0.0) -> jax.Array:

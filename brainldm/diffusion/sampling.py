@@ -71,6 +71,10 @@ class Sampling:
                 f"eta of the sampling is {self.eta:g}, which only the sampler ddim has. Set it to 0 for {self.sampler}."
             )
         check_spacing(self.spacing)
+        if self.spacing == "monai" and (self.sampler != "ddim" or self.eta != 0):
+            raise UserError(
+                "The spacing monai is that of MONAI's deterministic DDIM. Use it with the sampler ddim and eta 0."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as a plain dictionary; `Sampling(**content)` is the reverse, also for one that lacks some."""

@@ -17,7 +17,7 @@ from brainldm.runtime.rules import shown
 
 SCHEDULE_KINDS = ("scaled_linear", "linear", "cosine", "rectified_flow")
 
-SPACINGS = ("leading", "trailing", "karras", "log_snr")
+SPACINGS = ("leading", "trailing", "karras", "log_snr", "monai")
 """How a chain spreads its noise levels, see `make_chain`."""
 
 KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
@@ -90,12 +90,14 @@ class Chain(NamedTuple):
 
     `t` [n] are the time steps that the network is given, descending; they may lie between two steps of the schedule.
     `a` and `b` [n + 1] are alpha_bar and 1 - alpha_bar of the same levels and of the end, 1 and 0 exactly. Step i of a
-    sampler leads from level i to level i + 1. All float32.
+    sampler leads from level i to level i + 1 or, where there are `ends`, to their alpha_bar and 1 - alpha_bar [n]. All
+    float32.
     """
 
     t: np.ndarray | jax.Array
     a: np.ndarray | jax.Array
     b: np.ndarray | jax.Array
+    ends: tuple[np.ndarray | jax.Array, np.ndarray | jax.Array] | None = None
 
 
 def alpha_bar(schedule: Schedule, t: jax.Array, ndim: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -119,7 +121,9 @@ def make_chain(schedule: Schedule, num_steps: int, spacing: str = "leading") -> 
 
     "leading": time steps are the multiples of T // num_steps, ending at 0, as for the released brain LDM; for T = 1000
     and 50 steps 980, 960, ..., 0. "trailing": T - 1 and every T / num_steps steps below it (Lin et al. 2024), so that
-    few steps begin where training ended: 999, 979, ..., 19. The other two go from T - 1 to 0. "karras": with sigma =
+    few steps begin where training ended: 999, 979, ..., 19. "monai": those of MONAI 1.6 and later, evenly spaced from
+    T - 1 to 0 and rounded, from each of which a step still leads T // num_steps down, so that the network is given
+    other times than the latent has; only DDIM serves it. The other two go from T - 1 to 0. "karras": with sigma =
     sqrt((1 - a) / a), the levels are evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5). "log_snr": evenly spaced
     in lambda = log(sqrt(a / (1 - a))), as DPM-Solver does (Lu et al. 2022). Where a level lies between two steps of the
     schedule, t is interpolated linearly in lambda.
@@ -134,6 +138,8 @@ def make_chain(schedule: Schedule, num_steps: int, spacing: str = "leading") -> 
         steps = schedule.num_train_steps
         t = np.round(steps - np.arange(num_steps) * (steps / num_steps)).astype(np.int32) - 1
         return _ended(t, np.asarray(schedule.alphas_cumprod)[t], np.asarray(schedule.one_minus_alphas_cumprod)[t])
+    if spacing == "monai":
+        return _monai(schedule, num_steps)
     log_snr = _log_snr(schedule)
     fraction = np.linspace(0.0, 1.0, num_steps)
     if spacing == "karras":
@@ -145,6 +151,16 @@ def make_chain(schedule: Schedule, num_steps: int, spacing: str = "leading") -> 
     if num_steps > 1:
         wanted[-1] = log_snr[0]
     return chain_at_log_snr(schedule, wanted)
+
+
+def _monai(schedule: Schedule, num_steps: int) -> Chain:
+    """As DDIMScheduler of MONAI 1.6 has it: `set_timesteps` and `step` there."""
+    last = schedule.num_train_steps - 1
+    t = np.linspace(last, 0, num_steps).round().astype(np.int32)
+    to = t - schedule.num_train_steps // num_steps
+    a, b = np.asarray(schedule.alphas_cumprod), np.asarray(schedule.one_minus_alphas_cumprod)
+    ends = np.where(to < 0, 1.0, a[to]).astype(np.float32), np.where(to < 0, 0.0, b[to]).astype(np.float32)
+    return _ended(t, a[t], b[t])._replace(ends=ends)
 
 
 def chain_at_log_snr(schedule: Schedule, log_snr: np.ndarray) -> Chain:

@@ -215,7 +215,7 @@ def diffusion_config() -> ml_collections.ConfigDict:
     sampling.guidance = 1.0  # of the conditions; 1: none
     sampling.guidance_interval = (0.0, 1.0)  # noise levels, 0 clean and 1 pure noise, at which there is guidance
     sampling.sampler = "ddim"  # "ddim", "ddpm", "dpmpp_2m" (DPM-Solver++(2M)) or "heun"
-    sampling.spacing = "leading"  # of the noise levels: "leading", "trailing", "karras" or "log_snr"
+    sampling.spacing = "leading"  # of the noise levels: "leading", "trailing", "karras", "log_snr" or "monai"
     return config.lock()
 
 

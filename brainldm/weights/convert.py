@@ -24,7 +24,7 @@ from brainldm.weights.monai import (
     unet_from_monai,
     unet_to_monai,
 )
-from brainldm.weights.torch_file import read_torch_state_dict
+from brainldm.weights.state_dict import read_state_dict
 
 CARD = """# Model card
 
@@ -61,17 +61,17 @@ class ConversionOptions:
 
 
 def from_monai(autoencoder: str | Path, unet: str | Path, folder: str | Path, unstated: ConversionOptions) -> str:
-    """Write a model folder from two state dicts (.pt or .pth, old or new key names) and return its hash.
+    """Write a model folder from two state dicts (see `read_state_dict`; old or new key names) and return its hash.
 
     Raises UserError when they cannot be read, do not fit each other, or `folder` holds something.
     """
     require_new_folder(folder)
     covariates, grid = Covariates(), training_grid(unstated.spacing_mm)
     autoencoder_params, autoencoder_arguments = autoencoder_from_monai(
-        read_torch_state_dict(autoencoder), norm_num_groups=unstated.autoencoder_norm_groups
+        read_state_dict(autoencoder, "quant_conv_mu.conv.weight"), norm_num_groups=unstated.autoencoder_norm_groups
     )
     unet_params, unet_arguments = unet_from_monai(
-        read_torch_state_dict(unet),
+        read_state_dict(unet, "time_embed.0.weight"),
         num_head_channels=unstated.num_head_channels,
         condition_dim=covariates.width,
         norm_num_groups=unstated.unet_norm_groups,

@@ -32,6 +32,7 @@ _OLD_TO_NEW = (
     (re.compile(r"^(up_blocks\.\d+\.upsampler)\.conv\.conv\."), r"\1.postconv.conv."),
     (re.compile(r"(\.attn[12])\.to_out\.0\."), r"\1.out_proj."),
 )
+_ATTENTION = re.compile(r"^(encoder|decoder)\.blocks\.\d+\.(attn\.)?to_[qkv]\.")
 _LISTS = "blocks|down_blocks|up_blocks|resnets|attentions|transformer_blocks|time_embed|out"
 _INDEXED = re.compile(rf"^({_LISTS})_(\d+)$")
 _LEAVES = {
@@ -162,6 +163,11 @@ def autoencoder_from_monai(
     """
     name = "AutoencoderKL"
     state = _new_names(state_dict)
+    if attention := [key for key in state if _ATTENTION.match(key)]:
+        raise UserError(
+            f"The autoencoder has attention ({format_names(attention)}), which MONAI's can have and this one cannot. "
+            "Only one that was built with attention_levels of False and without non-local attention can be converted."
+        )
     widths: list[list[int]] = [[]]
     for index in range(1, _count(state, "encoder.blocks")):
         block = f"encoder.blocks.{index}"

@@ -21,7 +21,10 @@ import numpy as np
 from brainldm.runtime.errors import UserError
 
 # Keys under which training scripts put the state dict beside other things.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+_LARGEST_PICKLE = 64 * 2**20
+"""Bytes of names and shapes: the tensors themselves lie outside."""
 
 _STORAGE_TYPES = {
     "FloatStorage": np.dtype(np.float32),
@@ -30,11 +33,6 @@ _STORAGE_TYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "LongStorage": np.dtype(np.int64),
 }
-
-
-_MAX_PICKLE = 2**26
-"""Bytes of data.pkl, which holds names and shapes and no values: those of the largest networks are some hundred kB."""
-_MAX_BYTEORDER = 16
 
 
 class _StorageType(NamedTuple):
@@ -74,9 +72,17 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 } | {("torch", name): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()}
 
 
+def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A member of an archive, unless it says that it is larger than it can be: a few bytes can unpack to gigabytes."""
+    size = archive.getinfo(name).file_size
+    if size > most:
+        raise ValueError(f"{name} has {size} bytes, where at most {most} are possible")
+    return archive.read(name)
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str, path: Path):
-        super().__init__(io.BytesIO(_read_small(archive, f"{root}/data.pkl", _MAX_PICKLE)))
+        super().__init__(io.BytesIO(_member(archive, f"{root}/data.pkl", _LARGEST_PICKLE)))
         self._archive, self._root, self._path = archive, root, path
         self._storages: dict[str, _Storage] = {}
 
@@ -103,14 +109,6 @@ class _Unpickler(pickle.Unpickler):
         return self._storages[key]
 
 
-def _read_small(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """A member of at most `most` bytes; a few bytes of a deflated one can stand for as many as there is memory."""
-    size = archive.getinfo(name).file_size
-    if size > most:
-        raise ValueError(f"{name} has {size} bytes, and at most {most} are wanted")
-    return archive.read(name)
-
-
 def _root(archive: zipfile.ZipFile) -> str:
     roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.count("/") == 1]
     roots = [root for root in roots if f"{root}/data.pkl" in archive.namelist()]
@@ -118,7 +116,7 @@ def _root(archive: zipfile.ZipFile) -> str:
         raise ValueError("it holds no data.pkl")
     root = roots[0]
     order = f"{root}/byteorder"
-    if order in archive.namelist() and _read_small(archive, order, _MAX_BYTEORDER) != b"little":
+    if order in archive.namelist() and _member(archive, order, len(b"little")) != b"little":
         raise ValueError("its numbers are big-endian")
     return root
 
@@ -136,8 +134,6 @@ def _unwrap(content: Any, path: Path) -> dict[str, np.ndarray]:
             f"{path} is no plain state dict; entries that are not tensors: {', '.join(strange[:5])}. "
             "Save the network's state dict alone with PyTorch: torch.save(model.state_dict(), path)."
         )
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
     return dict(content)
 
 
@@ -145,8 +141,7 @@ def read_torch_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read a state dict from a `.pt` or `.pth` file that PyTorch (1.6 or later) wrote.
 
     Tensors of float32, float16, bfloat16, float64 and int64 are read, in the type they are stored in. A
-    table under `state_dict`, `model_state_dict` or `model` is taken out, and the prefix `module.` of parallel
-    training is removed.
+    table under `state_dict`, `model_state_dict`, `model` or `net` is taken out.
 
     Returns:
         Name to array, in the file's order.

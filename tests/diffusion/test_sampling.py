@@ -30,7 +30,9 @@ from brainldm.runtime.errors import UserError
         ({"guidance_interval": 0.4}, "two noise levels"),
         ({"guidance_interval": "01"}, "two noise levels"),
         ({"sampler": "euler"}, "ddim, ddpm, dpmpp_2m"),
-        ({"spacing": "linear"}, "leading, trailing, karras, log_snr"),
+        ({"spacing": "linear"}, "leading, trailing, karras, log_snr, monai"),
+        ({"spacing": "monai", "sampler": "dpmpp_2m"}, "deterministic DDIM"),
+        ({"spacing": "monai", "eta": 0.5}, "deterministic DDIM"),
         ({"sampler": "dpmpp_2m", "eta": 0.5}, "only the sampler ddim"),
     ],
 )

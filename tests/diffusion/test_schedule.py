@@ -124,7 +124,7 @@ def test_the_leading_chain_holds_the_tables_own_numbers():
 def test_a_chain_descends_to_the_clean_latent(kind, spacing, num_steps):
     chain = make_chain(make_schedule(kind), num_steps, spacing)
     assert (chain.t.shape, chain.a.shape, chain.b.shape) == ((num_steps,), (num_steps + 1,), (num_steps + 1,))
-    assert {x.dtype for x in chain} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(chain)} == {np.dtype(np.float32)}
     assert np.all(np.diff(chain.t) < 0) and np.all(np.diff(chain.a) > 0)
     assert np.all(np.diff(chain.b) <= 0)  # near b = 1 float32 does not tell neighbours apart; a does
     assert chain.a[-1] == 1 and chain.b[-1] == 0
@@ -133,6 +133,14 @@ def test_a_chain_descends_to_the_clean_latent(kind, spacing, num_steps):
         assert chain.t[0] == 999
     if spacing not in ("leading", "trailing"):
         assert num_steps == 1 or chain.t[-1] == 0
+
+
+def test_monais_steps_end_where_its_scheduler_says():
+    schedule = make_schedule()
+    chain = make_chain(schedule, 10, "monai")
+    np.testing.assert_array_equal(chain.t, [999, 888, 777, 666, 555, 444, 333, 222, 111, 0])
+    np.testing.assert_array_equal(chain.ends[0][:2], schedule.alphas_cumprod[[899, 788]])
+    assert (chain.ends[0][-1], chain.ends[1][-1]) == (1, 0)
 
 
 def test_spacings_by_their_definitions():

@@ -9,11 +9,13 @@ import safetensors.numpy
 from brainldm.diffusion.objectives import denoiser
 from brainldm.diffusion.samplers import ddim
 from brainldm.diffusion.sampling import Sampling
-from brainldm.diffusion.schedule import Chain, alpha_bar, make_schedule
+from brainldm.diffusion.schedule import make_chain, make_schedule
 from brainldm.generation.dataset import Settings, generate
 from brainldm.runtime.errors import UserError
 from brainldm.weights.convert import ConversionOptions, from_monai, parse_head_channels, to_monai
 from brainldm.weights.model_folder import load_model
+from brainldm.weights.monai import autoencoder_from_monai
+from brainldm.weights.state_dict import read_state_dict
 from brainldm.weights.torch_file import read_torch_state_dict
 
 GOLDEN = ConversionOptions(num_head_channels=(0, 32, 48), autoencoder_norm_groups=8, unet_norm_groups=8)
@@ -54,13 +56,43 @@ def test_ten_ddim_steps_equal_monais(shared, model):
     with jax.default_matmul_precision("highest"):
         for name in keys:
             prediction = "velocity" if "v" in name.replace("ddim", "") else "epsilon"
-            x = latent
-            # MONAI since 1.6 spaces its steps evenly from T - 1 to 0 and still steps back by T // steps.
-            for t in np.linspace(999, 0, 10).round().astype(int):
-                chain = Chain(np.array([t]), *alpha_bar(schedule, jnp.array([t, t - 100])))
-                denoise = denoiser(lambda x, t: output(model.unet, x, t), chain, prediction)
-                x = ddim(denoise, chain, x, None)
+            chain = make_chain(schedule, 10, "monai")
+            x = ddim(denoiser(lambda x, t: output(model.unet, x, t), chain, prediction), chain, latent, None)
             assert relative_error(np.moveaxis(np.asarray(x), -1, 1), numbers[name]) < 1e-4
+
+
+@pytest.mark.parametrize("prefix", ["net.", "module._orig_mod.", "autoencoder."])
+def test_what_trainers_put_before_the_names_is_removed(prefix, tmp_path):
+    arrays = {"encoder.x": np.ones(2, np.float32), "quant_conv_mu.conv.weight": np.zeros(3, np.float32)}
+    others = {"discriminator.x": np.ones(1, np.float32), "loss": np.ones(1, np.float32)}
+    path = tmp_path / "all.safetensors"
+    safetensors.numpy.save_file({**{prefix + key: array for key, array in arrays.items()}, **others}, path)
+    found = read_state_dict(path, "quant_conv_mu.conv.weight")
+    assert set(found) == set(arrays)
+    both = {**arrays, **{f"ema.{key}": array for key, array in arrays.items()}}
+    safetensors.numpy.save_file({f"net.{key}": array for key, array in both.items()} | both, path)
+    assert set(read_state_dict(path, "quant_conv_mu.conv.weight")) >= set(arrays)
+    safetensors.numpy.save_file({f"net.{key}": array for key, array in both.items()}, path)
+    with pytest.raises(UserError, match="2 networks that could be meant, under net., net.ema."):
+        read_state_dict(path, "quant_conv_mu.conv.weight")
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        read_state_dict(path, "quant_conv_mu.conv.weight")
+
+
+def test_an_autoencoder_with_attention_is_named_as_such():
+    state = {"encoder.blocks.9.attn.to_q.weight": np.zeros((4, 4))}
+    with pytest.raises(UserError, match="has attention.*attention_levels"):
+        autoencoder_from_monai(state)
+
+
+def test_what_is_written_for_monai_is_read_again(model, shared, tmp_path):
+    golden = shared / "golden"
+    from_monai(golden / "autoencoder.pt", golden / "unet.pt", tmp_path / "model", GOLDEN)
+    files = to_monai(tmp_path / "model", tmp_path / "monai")
+    from_monai(*files, tmp_path / "again", GOLDEN)
+    again = load_model(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, (again.autoencoder, again.unet), (model.autoencoder, model.unet))
 
 
 def test_there_and_back_is_the_same(shared, tmp_path):

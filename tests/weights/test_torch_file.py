@@ -43,9 +43,9 @@ def test_reads_views_scalars_empties_and_shared_storages(tmp_path):
     assert found["transposed"][1, 0] == 1
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", None])
-def test_wrappers_and_the_parallel_prefix_are_removed(tmp_path, wrapper):
-    table = {"module.a": tensor("0", VALUES), "module.b": tensor("0", VALUES)}
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "net", None])
+def test_wrappers_are_removed(tmp_path, wrapper):
+    table = {"a": tensor("0", VALUES), "b": tensor("0", VALUES)}
     content = table if wrapper is None else {"epoch": 3, wrapper: table}
     found = read_torch_state_dict(write(tmp_path / "w.pt", content, {"0": VALUES.tobytes()}))
     assert list(found) == ["a", "b"]
@@ -97,21 +97,11 @@ def test_missing_short_and_compressed_storages_are_refused(tmp_path):
         write(tmp_path / "short.pt", content, {"0": VALUES.tobytes()[:-1]}),
         write(tmp_path / "packed.pt", content, {"0": bytes(24)}, compression=zipfile.ZIP_DEFLATED),
         write(tmp_path / "big_endian.pt", content, {"0": VALUES.tobytes()}, byteorder=b"big"),
+        write(tmp_path / "bomb.pt", content, {"0": VALUES.tobytes()}, byteorder=bytes(2**20)),
     ]
     for path in paths:
         with pytest.raises(UserError, match=path.name):
             read_torch_state_dict(path)
-
-
-def test_a_member_that_unpacks_to_more_than_it_can_need_is_not_unpacked(tmp_path):
-    bomb = write(tmp_path / "bomb.pt", {"a": 1}, byteorder=bytes(2**24), compression=zipfile.ZIP_DEFLATED)
-    assert bomb.stat().st_size < 2**16
-    with pytest.raises(UserError, match="byteorder has 16777216 bytes, and at most 16"):
-        read_torch_state_dict(bomb)
-    with zipfile.ZipFile(tmp_path / "pickle.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(2**26 + 1))
-    with pytest.raises(UserError, match="data.pkl has 67108865 bytes"):
-        read_torch_state_dict(tmp_path / "pickle.pt")
 
 
 def test_cut_and_changed_files_are_refused(tmp_path):
