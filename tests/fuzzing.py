@@ -177,7 +177,7 @@ def mutate_table(rng: random.Random, arguments: list[str], place: Path) -> str:
     table = place / rng.choice(sets) / "participants.tsv"
     if not table.is_file():
         return mutate_arguments(rng, arguments, place)
-    lines = [line.split("\t") for line in table.read_text().splitlines()]
+    lines = [line.split("\t") for line in table.read_text(errors="replace").splitlines()] or [[""]]
     kind = rng.randrange(6)
     row, column = rng.randrange(len(lines)), rng.randrange(len(lines[0]))
     if kind == 0:
@@ -189,8 +189,8 @@ def mutate_table(rng: random.Random, arguments: list[str], place: Path) -> str:
     elif kind == 3:
         del lines[row]
     else:
-        lines[row][column] = rng.choice(CELLS)
-    content = "\n".join("\t".join(line) for line in lines).encode() + b"\n"
+        lines[row][column : column + 1] = [rng.choice(CELLS)]
+    content = "\n".join("\t".join(line) for line in lines).encode(errors="replace") + b"\n"
     if kind == 4 and content:
         at = rng.randrange(len(content))
         content = content[:at] + rng.randbytes(rng.randrange(4)) + content[at + 1 :]
@@ -228,7 +228,9 @@ def mutate_file(rng: random.Random, arguments: list[str], place: Path) -> str:
         at = rng.randrange(len(content))
         path.write_bytes(content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :])
     elif how > 8 and path.suffix == ".json":
-        path.write_text(json.dumps(_odd_value(rng, json.loads(content))))
+        with contextlib.suppress(ValueError, RecursionError):  # damaged before
+            content = json.dumps(_odd_value(rng, json.loads(content))).encode()
+        path.write_bytes(content)
     _reseal(rng, path)
     return f"{path.relative_to(place)} (way {how})"
 
