@@ -21,6 +21,7 @@ from brainldm.datasets.scans import (
     is_participant_id,
     is_session_id,
     is_t1w_name,
+    own_table,
     scan_name,
 )
 from brainldm.datasets.tables import Table, read_table
@@ -53,7 +54,7 @@ def read_participants(path: str | Path, wanted: Collection[str] = STANDARD, keep
             f"{path}: no such folder or table. Give the root of a BIDS dataset (it holds participants.tsv)."
         )
     if path.is_dir():
-        path = path / "participants.tsv"
+        path = own_table(path)
         if not path.exists():
             raise UserError(
                 f"{path.parent}: no participants.tsv, so the conditions of the scans are unknown. Add a tab-separated "

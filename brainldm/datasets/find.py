@@ -16,7 +16,7 @@ from brainldm.datasets.columns import MISSING, STANDARD, plain
 from brainldm.datasets.covariates import is_missing
 from brainldm.datasets.folders import STAGE, find_bids, find_in_folder, is_bids, matches, name_files
 from brainldm.datasets.joining import join_values
-from brainldm.datasets.scans import Excluded, Scan, ScanError, clean_id, ids_of_file, scan_name
+from brainldm.datasets.scans import Excluded, Scan, ScanError, clean_id, ids_of_file, own_table, scan_name
 from brainldm.datasets.tables import Table, read_table
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_file
@@ -53,11 +53,11 @@ def find_scans(source: str | Path, *, table: str | Path | None = None, pattern: 
     tables: list[Table] = []
     if not source.exists():
         raise UserError(f"{source}: no such folder or file. Give a BIDS dataset, a folder of scans, a list or a table.")
-    own_table = source / "participants.tsv"
+    own = own_table(source)
     if source.is_dir():
         scans, excluded = (find_bids if is_bids(source) else find_in_folder)(source, pattern)
-        if own_table.exists():
-            tables.append(read_table(own_table, keep=("split",)))
+        if own.exists():
+            tables.append(read_table(own, keep=("split",)))
     elif is_image_name(source.name):
         scans, excluded = name_files([(source, source.name)], ())
     elif source.suffix.lower() == ".txt":
@@ -81,7 +81,7 @@ def find_scans(source: str | Path, *, table: str | Path | None = None, pattern: 
             continue
         joined = join_values([(s.participant_id, s.session_id) for s in scans], one)
         notes += joined.notes
-        if one.path == own_table:
+        if one.path == own:
             excluded += _without_image(one, joined.used, excluded)
         for scan, reason in zip(scans, joined.reasons, strict=True):
             if reason:

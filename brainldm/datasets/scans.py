@@ -108,6 +108,14 @@ def inside(root: str | Path, path: str | Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
+def own_table(root: str | Path) -> Path:
+    """Where a dataset has its participants.tsv. Raises UserError when that is a link that leads out of the dataset."""
+    path = Path(root) / "participants.tsv"
+    if path.is_symlink() and not inside(root, path):
+        raise UserError(f"{path}: a symbolic link leads out of the dataset. Copy the table into it.")
+    return path
+
+
 def ids_of_file(path: Path) -> tuple[str, str | None]:
     """Participant and session of a file: its own sub-X_ses-Y, the folder of FreeSurfer's X/mri/*.mgz, else its name.
 

@@ -15,7 +15,7 @@ from brainldm.datasets.bids import split_of
 from brainldm.datasets.columns import STANDARD
 from brainldm.datasets.covariates import Covariates, is_missing
 from brainldm.datasets.find import find_scans
-from brainldm.datasets.scans import Excluded, Scan, scan_name
+from brainldm.datasets.scans import Excluded, Scan, own_table, scan_name
 from brainldm.datasets.tables import read_table
 from brainldm.fingerprint.data_costs import costs
 from brainldm.fingerprint.distributions import describe_columns, spread
@@ -150,7 +150,7 @@ def _unfit(scans: Sequence[Scan], seen: Inspection) -> list[Excluded]:
 
 def _repeated_rows(source: str | Path, table: str | Path | None) -> dict[str, int]:
     """Scans with more than one row in the tables of participants, and how many."""
-    paths = [Path(source) / "participants.tsv"] if Path(source).is_dir() else []
+    paths = [own_table(source)] if Path(source).is_dir() else []
     paths += [Path(table)] if table else []
     repeated: dict[str, int] = {}
     for one in (read_table(path) for path in paths if path.exists()):

@@ -42,6 +42,8 @@ class MetricWriter:
         if not enabled:
             return
         content = read_file(self._path, 4 * MAX_READ) if self._path.exists() else b""
+        if resume_step and not self._path.exists():
+            log(f"Warning: {self._path} is gone: the curve begins anew at step {resume_step}.")
         lines = content.decode(errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= resume_step] if resume_step else []
         new = "".join(line + "\n" for line in kept).encode()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ml_collections
 from jax.sharding import Mesh
 
+from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import shown
 from brainldm.training.stage import Stage
 from brainldm.training.stage_autoencoder import AutoencoderStage
 from brainldm.training.stage_brain_age import BrainAgeStage
@@ -17,7 +19,9 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def stage_class(config: ml_collections.ConfigDict) -> type[Stage]:
-    """The class of the stage that `config` describes."""
+    """The class of the stage that `config` describes. Raises UserError when there is no such stage."""
+    if not isinstance(config.get("stage"), str) or config.stage not in STAGES:
+        raise UserError(f"config.stage is {shown(config.get('stage'))}; it can be {' or '.join(STAGES)}.")
     return STAGES[config.stage]
 
 

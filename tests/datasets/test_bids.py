@@ -8,6 +8,7 @@ import pytest
 from brainldm.datasets import bids
 from brainldm.datasets.bids import image_path, read_dataset, read_participants, write_excluded
 from brainldm.datasets.covariates import Covariates, parse_extra
+from brainldm.datasets.find import find_scans
 from brainldm.datasets.scans import Excluded, inside
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json
@@ -261,6 +262,20 @@ def test_links_out_of_the_dataset_are_not_followed(root, tmp_path, linked):
         (root / "sub-0/anat").symlink_to(outside)
     with pytest.raises(UserError, match="sub-0_T1w.nii.gz: a symbolic link leads out"):
         read_dataset(root, Covariates())
+
+
+def test_a_table_that_is_a_link_out_of_the_dataset_is_not_read(root, tmp_path):
+    dataset(root, *GOOD)
+    table = root / "participants.tsv"
+    table.rename(tmp_path / "elsewhere.tsv")
+    table.symlink_to(tmp_path / "elsewhere.tsv")
+    for read in (lambda: read_participants(root), lambda: find_scans(root)):
+        with pytest.raises(UserError, match="participants.tsv: a symbolic link leads out of the dataset"):
+            read()
+    table.unlink()
+    (tmp_path / "elsewhere.tsv").rename(root / "kept.tsv")
+    table.symlink_to("kept.tsv")
+    assert len(read_participants(root).rows) == len(GOOD)
 
 
 def test_a_link_to_the_dataset_is_the_dataset(root, tmp_path):

@@ -12,6 +12,7 @@ from brainldm.training.config import CONFIGS, _items, validate
 from brainldm.training.config_files import packaged_configs
 from brainldm.training.config_rules import RULES
 from brainldm.training.flags import load_config
+from brainldm.training.stages import stage_class
 
 ODD = st.sampled_from(
     [None, True, False, "", "x", "nan", "-1", "learned", "a\nb", "\0", "x" * 5000, b"x", object(), 1j, {}, {"a": 1}]
@@ -46,6 +47,12 @@ def test_every_key_has_a_rule():
     for stage, make in CONFIGS.items():
         keys = {key for key, _ in _items(make()) if not key.startswith("covariates.ranges.")}
         assert keys == set(RULES[stage])
+
+
+@pytest.mark.parametrize("stage", ["0", "gan", "", None, ("diffusion",)])
+def test_a_stage_that_there_is_not_is_named(stage):
+    with pytest.raises(UserError, match="config.stage is .*autoencoder or diffusion"):
+        stage_class(tried(tiny_configs()["demo_ldm"], "stage", stage))
 
 
 @settings(derandomize=True, max_examples=1500, deadline=None, database=None)
