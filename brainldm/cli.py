@@ -30,7 +30,7 @@ from brainldm.commands import (
     verify,
 )
 from brainldm.runtime.console import log, make_streams_safe
-from brainldm.runtime.errors import Stopped
+from brainldm.runtime.errors import Stopped, UserError
 from brainldm.runtime.failures import told
 from brainldm.runtime.files import require_writable, require_writable_file
 from brainldm.runtime.signals import stop_at_once
@@ -73,6 +73,7 @@ def guarded(make_parser: Callable[[], argparse.ArgumentParser], arguments: Seque
     try:
         try:
             with stop_at_once():
+                _check_letters(arguments)
                 parser = make_parser()
                 options, options.rest = parser.parse_known_args(arguments)
                 if options.rest and not getattr(options, "takes_config", False):
@@ -91,6 +92,16 @@ def guarded(make_parser: Callable[[], argparse.ArgumentParser], arguments: Seque
         if (said := told(error)) is None:
             raise
         return _end(*said)
+
+
+def _check_letters(arguments: Sequence[str]) -> None:
+    """Raise UserError for bytes that the encoding of the shell does not have: no file of ours could name them."""
+    for text in arguments:
+        if any("\udc80" <= letter <= "\udcff" for letter in text):
+            raise UserError(
+                f"{text}: has letters that the encoding of this shell ({sys.getfilesystemencoding()}) does not have. "
+                "Set LC_ALL=C.UTF-8 and PYTHONUTF8=1 and give the command again, or give another name."
+            )
 
 
 def _check_outputs(options: argparse.Namespace) -> None:

@@ -54,6 +54,7 @@ COMMANDS = (
     "demo out --tiny",
 )
 OUTPUTS = ("out", "out.html", "out.nii.gz")
+WORLD = ("population", "held_out", "model", "autoencoder", "diffusion", "synthetic")
 KEEPS = {"finalize": ("synthetic",), "train": ("diffusion",)}
 """Folders that a command changes besides its output."""
 
@@ -176,7 +177,7 @@ def mutate_table(rng: random.Random, arguments: list[str], place: Path) -> str:
     table = place / rng.choice(sets) / "participants.tsv"
     if not table.is_file():
         return mutate_arguments(rng, arguments, place)
-    lines = [line.split("\t") for line in table.read_text().splitlines()]
+    lines = [line.split("\t") for line in table.read_text(errors="replace").splitlines()] or [[""]]
     kind = rng.randrange(6)
     row, column = rng.randrange(len(lines)), rng.randrange(len(lines[0]))
     if kind == 0:
@@ -188,8 +189,8 @@ def mutate_table(rng: random.Random, arguments: list[str], place: Path) -> str:
     elif kind == 3:
         del lines[row]
     else:
-        lines[row][column] = rng.choice(CELLS)
-    content = "\n".join("\t".join(line) for line in lines).encode() + b"\n"
+        lines[row][column : column + 1] = [rng.choice(CELLS)]
+    content = "\n".join("\t".join(line) for line in lines).encode(errors="replace") + b"\n"
     if kind == 4 and content:
         at = rng.randrange(len(content))
         content = content[:at] + rng.randbytes(rng.randrange(4)) + content[at + 1 :]
@@ -199,7 +200,7 @@ def mutate_table(rng: random.Random, arguments: list[str], place: Path) -> str:
 
 def mutate_file(rng: random.Random, arguments: list[str], place: Path) -> str:
     """One file damaged, or something else in its place; the checksums are made to agree half of the time."""
-    named = [folder for folder in arguments if (place / folder).is_dir() and folder.isalpha()]
+    named = [folder for folder in arguments if folder in WORLD and (place / folder).is_dir()]
     if not named:
         return mutate_arguments(rng, arguments, place)
     files = sorted(path for path in (place / rng.choice(named)).rglob("*") if path.is_file())
@@ -227,7 +228,9 @@ def mutate_file(rng: random.Random, arguments: list[str], place: Path) -> str:
         at = rng.randrange(len(content))
         path.write_bytes(content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :])
     elif how > 8 and path.suffix == ".json":
-        path.write_text(json.dumps(_odd_value(rng, json.loads(content))))
+        with contextlib.suppress(ValueError, RecursionError):  # damaged before
+            content = json.dumps(_odd_value(rng, json.loads(content))).encode()
+        path.write_bytes(content)
     _reseal(rng, path)
     return f"{path.relative_to(place)} (way {how})"
 

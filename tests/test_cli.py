@@ -108,7 +108,7 @@ TRAIN_MISTAKES = {
         ["--config.loss.perceptual=lpips"],
         "perceptual_files is empty",
     ),
-    "unknown perceptual": (lambda d: None, ["--config.loss.perceptual=eyes"], "lpips, medicalnet"),
+    "unknown perceptual": (lambda d: None, ["--config.loss.perceptual=eyes"], "lpips or medicalnet"),
     "missing dataset": (lambda d: shutil.rmtree(d), [], "no such folder"),
     "no table": (lambda d: (d / "participants.tsv").unlink(), [], "no participants.tsv"),
     "no column": (lambda d: edit_table(d, "ventricles_ml", "vol"), [], "no column ventricles_ml"),

@@ -14,6 +14,7 @@ from brainldm.datasets.covariates import Covariate, Covariates
 from brainldm.datasets.demography import Demography
 from brainldm.datasets.scans import is_participant_id
 from brainldm.runtime.errors import UserError
+from brainldm.runtime.rules import is_number, shown
 
 MOST_SWEPT = 1000
 _AT_ONCE = 4096
@@ -162,6 +163,20 @@ def table_ids(path: str | Path) -> list[str] | None:
     return ids if len(set(ids)) == len(ids) and all(map(is_participant_id, ids)) else None
 
 
+def _check_row(where: str, row: Any, covariates: Covariates) -> None:
+    """Raise UserError for what is no dictionary, and for a condition that is no level or no finite number."""
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where} is {shown(row)}; a dictionary of conditions is wanted.")
+    for item in covariates:
+        if item.name not in row:
+            continue
+        value = row[item.name]
+        if item.levels is not None and not (isinstance(value, str) and value in item.levels):
+            raise UserError(f"{where}: {item.name} is {shown(value)}; {item.span} is wanted.")
+        if item.levels is None and not is_number(value):
+            raise UserError(f"{where}: {item.name} is {shown(value)}; a number is wanted, as {item.span}.")
+
+
 def check_conditions(
     rows: Sequence[Mapping[str, Any]], covariates: Covariates, extrapolate: bool, subset: bool = False
 ) -> list[bool]:
@@ -172,8 +187,11 @@ def check_conditions(
     Outside is what no training scan reached or, for a model that does not say what these were, its range. A value so
     far off that it cannot be meant is refused all the same.
     """
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence) or not rows:
+        raise UserError(f"The rows are {shown(rows)}; a list with a dictionary of conditions for each brain is wanted.")
     flags = []
     for number, row in enumerate(rows):
+        _check_row(f"Brain {number + 1}", row, covariates)
         absent = [name for name in covariates.names if name not in row]
         if absent and not subset:
             raise UserError(

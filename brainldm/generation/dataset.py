@@ -35,6 +35,7 @@ from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import clear_temporaries, file_sha256, write_json
 from brainldm.runtime.format import format_bytes, format_count
 from brainldm.runtime.lock import LOCK, locked, require_own_folder
+from brainldm.runtime.rules import shown
 from brainldm.runtime.shards import WHOLE, Shard, check_shard, shard_suffix
 from brainldm.runtime.signals import PreemptionHandler
 from brainldm.volumes.grids import Grid
@@ -72,6 +73,8 @@ class Settings:
     repeat: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise UserError(f"The sampling is {shown(self.sampling)}; a Sampling is wanted.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UserError(f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1.")
         counts = {"batch size": self.batch_size, "chunk size": self.chunk_size or 1, "repeat": self.repeat}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from brainldm.runtime.errors import UserError
+from brainldm.runtime.errors import BrainldmError, UserError
 
 SUMS = "SHA256SUMS"
 """The file of a folder's checksums, in the format of sha256sum."""
@@ -139,7 +140,8 @@ def require_new_folder(path: str | Path, own: str | None = None) -> Path:
 
 
 def require_writable(path: str | Path) -> None:
-    """Raise UserError unless files can be written into the folder `path` or, where it is none yet, made there.
+    """Raise UserError unless files can be written into the folder `path` or, where it is none yet, made there;
+    BrainldmError where the disk is full.
 
     Looked at by writing: permissions alone say nothing of full disks, network mounts and long names. What is written
     is removed again. For commands that work long before they have something to write.
@@ -153,15 +155,16 @@ def require_writable(path: str | Path) -> None:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".brainldm.", suffix=".tmp") as file:
             file.write(bytes(_ROOM))
     except OSError as error:
-        raise UserError(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # nothing that was asked is wrong then
+        raise (BrainldmError if full else UserError)(
             f"{path}: cannot be written to ({error.strerror}). Give a path in a place where you may write and there "
             "is room."
         ) from error
     except ValueError as error:  # a NUL in the name
         raise UserError(f"{path!s:.200}: is no path ({error}).") from error
     finally:
-        with contextlib.suppress(OSError):  # another run has begun in it meanwhile, or it was not made
-            for folder in made:
+        for folder in made:
+            with contextlib.suppress(OSError, ValueError):  # another run has begun in it meanwhile, or it was not made
                 folder.rmdir()
 
 

@@ -94,8 +94,8 @@ def save_brain_age(folder: str | Path, spec: BrainAgeSpec, variables: Mapping[st
 
 
 def load_brain_age(folder: str | Path) -> BrainAgeModel:
-    """Read the model folder of a brain-age network, every file checked against SHA256SUMS and every parameter against
-    its architecture. Raises UserError when something is missing, changed, of another kind, or does not fit."""
+    """Read the model folder of a brain-age network: description and weights as in SHA256SUMS, every parameter as its
+    architecture wants. Raises UserError when something is missing, changed, of another kind, or does not fit."""
     opened = open_folder(folder, BRAIN_AGE)
 
     def read(content: dict[str, Any]) -> tuple[BrainAgeSpec, Any]:

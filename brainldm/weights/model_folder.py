@@ -124,7 +124,7 @@ def save_model(folder: str | Path, spec: ModelSpec, autoencoder: Any, unet: Any,
 
 
 def load_model(folder: str | Path) -> Model:
-    """Read a model folder, every file checked against SHA256SUMS and every parameter against its architecture.
+    """Read a model folder: description and weights as in SHA256SUMS, every parameter as its architecture wants.
 
     Raises UserError when something is missing, changed, of another kind or format version, or does not fit.
     """

@@ -76,6 +76,13 @@ def test_letters_that_the_shell_does_not_have_are_written_as_their_codes(tmp_pat
     assert done.stderr.startswith("brainldm: ") and r"\xf6" in done.stderr
 
 
+def test_names_that_no_file_could_hold_are_refused_before_any_work(tmp_path):
+    poor = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run(["population", tmp_path / "Größe"], **poor)
+    assert done.returncode == 2
+    assert "PYTHONUTF8=1" in done.stderr and done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
 def test_a_platform_that_jax_does_not_have_is_named(tmp_path):
     done = run(["evaluate", tmp_path, tmp_path, tmp_path / "out", "--model", tmp_path], JAX_PLATFORMS="bogus")
     assert done.returncode == 2

@@ -1,11 +1,20 @@
 """Files and folders: nothing is overwritten, and checksums tell what has changed."""
 
+import errno
 import hashlib
 
 import pytest
 
-from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import SUMS, read_sums, require_new_folder, verify_sums, write_sums
+from brainldm.runtime.errors import BrainldmError, UserError
+from brainldm.runtime.files import (
+    SUMS,
+    read_sums,
+    require_new_folder,
+    require_writable,
+    require_writable_file,
+    verify_sums,
+    write_sums,
+)
 
 
 def test_folders_that_hold_something_else_are_left_alone(tmp_path):
@@ -15,6 +24,30 @@ def test_folders_that_hold_something_else_are_left_alone(tmp_path):
     assert require_new_folder(tmp_path, own="thesis.txt") == tmp_path
     with pytest.raises(UserError, match="is a file"):
         require_new_folder(tmp_path / "thesis.txt")
+
+
+def test_trying_whether_a_folder_can_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "old").mkdir()
+    for path in ("old", "old/new", "a/b/c"):
+        require_writable(tmp_path / path)
+    for path in ("a/" + "n" * 300, "a\0b"):
+        with pytest.raises(UserError, match="cannot be written to|is no path"):
+            require_writable(tmp_path / path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    require_writable_file(tmp_path / "old/page.html")
+    for path, said in (("old", "is a folder"), ("n" * 250, "longer than")):
+        with pytest.raises(UserError, match=said):
+            require_writable_file(tmp_path / path)
+
+
+def test_a_full_disk_is_no_mistake_of_the_user(tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    with pytest.raises(BrainldmError, match="No space left") as caught:
+        require_writable(tmp_path / "out")
+    assert caught.value.exit_code == 1 and not (tmp_path / "out").exists()
 
 
 @pytest.fixture
