@@ -5,7 +5,7 @@ such as `encoder/blocks_4/conv1/kernel` is a checkpoint key read with other sepa
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from brainldm.models.layers import Conv, GroupNorm, torch_uniform
 from brainldm.models.remat import remat_at
 from brainldm.runtime.errors import UserError
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
 
 
 class ResidualBlock(nn.Module):
@@ -215,19 +219,22 @@ class AutoencoderKL(nn.Module):
         image = self.decoder(self.post_quant_conv(z))
         return image[:, ::-1] if self.mirrored else image
 
-    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None = None, between: Callable[[jax.Array], jax.Array] = _same
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Encode and decode.
 
         Args:
             x: `[B, D, H, W, in_channels]`.
             key: random key for the latent noise; without it the mean is decoded.
+            between: what is done to the latent before it is decoded.
 
         Returns:
             reconstruction, `mu`, `sigma`, as `decode` and `encode` return them.
         """
         mu, sigma = self.encode(x)
         if key is None:
-            return self.decode(mu), mu, sigma
+            return self.decode(between(mu)), mu, sigma
         # The same numbers as drawn in the shape of mu: for the indices of five axes XLA compiles long on a CPU.
         noise = jax.random.normal(key, (*mu.shape[:2], math.prod(mu.shape[2:])), mu.dtype).reshape(mu.shape)
-        return self.decode(mu + sigma * noise), mu, sigma
+        return self.decode(between(mu + sigma * noise)), mu, sigma

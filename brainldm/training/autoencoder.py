@@ -12,6 +12,7 @@ import optax
 
 from brainldm.models import build as networks
 from brainldm.parallel.sharding import Sharding
+from brainldm.training.equivariance import random_flips
 from brainldm.training.optimizer import learning_rate_schedule, make_optimizer
 from brainldm.training.state import AutoencoderState, accumulate
 from brainldm.volumes.grids import training_grid
@@ -83,9 +84,11 @@ def build(
 
     def autoencoder_loss(params, state, image, key, frozen, active):
         key_latent, key_slices = jax.random.split(key)
+        move = random_flips(jax.random.fold_in(key, 1), weights.equivariance)
         reconstruction, mu, sigma = map(
-            sharding.constrain_batch, autoencoder.apply({"params": params}, image, key_latent)
+            sharding.constrain_batch, autoencoder.apply({"params": params}, image, key_latent, move)
         )
+        image = sharding.constrain_batch(move(image))  # what is compared, from here on
         l1 = jnp.mean(jnp.abs(reconstruction - image))
         kl = kl_divergence(mu, sigma)
         total = l1 + weights.kl_weight * kl
@@ -111,7 +114,7 @@ def build(
             total = total + weights.perceptual_weight * distance
             metrics["perceptual"] = distance
         metrics["loss"] = total
-        return total, (metrics, reconstruction)
+        return total, (metrics, image, reconstruction)
 
     def discriminator_loss(disc_params, batch_stats, image, reconstruction):
         fake, batch_stats = features(disc_params, batch_stats, reconstruction)
@@ -125,7 +128,7 @@ def build(
 
         def compute(part: dict, key: jax.Array):
             image = sharding.constrain_batch(part["image"])
-            (_, (metrics, reconstruction)), gradients = sharding.value_and_grad(autoencoder_loss, has_aux=True)(
+            (_, (metrics, image, reconstruction)), gradients = sharding.value_and_grad(autoencoder_loss, has_aux=True)(
                 state.params, state, image, key, frozen, active
             )
 

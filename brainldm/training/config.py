@@ -141,6 +141,7 @@ def autoencoder_config() -> ml_collections.ConfigDict:
     loss.adversarial_start = 0  # the step from which the discriminator is trained and counts
     loss.perceptual = "lpips"  # "lpips", "medicalnet", "discriminator" (feature matching) or "none"
     loss.perceptual_weight = 0.002
+    loss.equivariance = 0.0  # probability that a latent is flipped before it is decoded, and compared with its scan so
     loss.perceptual_ratio = 0.25  # fraction of the slices that the 2.5D LPIPS looks at
     loss.perceptual_files = ()  # state dicts of the network: lpips wants squeezenet1_1 and the linear heads
 

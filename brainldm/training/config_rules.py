@@ -128,6 +128,7 @@ _AUTOENCODER = {
     "loss.adversarial_start": COUNT,
     "loss.perceptual": one_of(*KINDS),
     "loss.perceptual_weight": WEIGHT,
+    "loss.equivariance": FRACTION,
     "loss.perceptual_ratio": RATE,
     "loss.perceptual_files": TEXTS,
     "optimizer.muon_learning_rate": WEIGHT,

@@ -84,7 +84,11 @@ def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections
 
 
 _CAME_LATER = {
-    "autoencoder": {"model": {"architecture": "kl"}, "every": {"fidelity": 0}},
+    "autoencoder": {
+        "model": {"architecture": "kl"},
+        "every": {"fidelity": 0},
+        "loss": {"equivariance": 0.0},
+    },
     "diffusion": {
         "loss": {"times": "uniform", "covariate_dropout": 0.0},
         "sampling": Sampling().to_json(),
