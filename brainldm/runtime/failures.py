@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures import BrokenExecutor
 
 from brainldm.runtime.errors import BrainldmError, first_line
 
@@ -43,6 +44,12 @@ def told(error: BaseException) -> tuple[str, int] | None:
         )
     if isinstance(error, MemoryError):
         return f"out of memory ({first_line(error)}). Ask for less at a time, or use a machine with more.", 1
+    if isinstance(error, BrokenExecutor):
+        return (
+            "a worker process was ended from outside, most often because memory ran out. What is on disk is whole; give "
+            "the command again with fewer --workers.",
+            1,
+        )
     if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
         return (
             f"JAX cannot use the platform that it was told to: {first_line(error)}. Set JAX_PLATFORMS to cpu, cuda or "
