@@ -84,7 +84,7 @@ def test_the_caller_sets_the_route():
         assert _convolution_ranks(program.lower(lowering_platforms=("cpu",)).as_text()) == {rank}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["autoencoder", *NETWORKS])
 def test_every_convolution_of_a_network_takes_the_route_that_it_was_built_with(name):
     arguments = {
         "autoencoder": {"channels": [32, 32], "num_res_blocks": 1, "norm_num_groups": 8},
@@ -96,14 +96,16 @@ def test_every_convolution_of_a_network_takes_the_route_that_it_was_built_with(n
             "norm_num_groups": 8,
         },
         "discriminator": {"channels": 32, "num_layers": 2},
+        "generator": {"shape": [32, 32, 32], "latent_size": 4, "channels": [32, 32], "norm_num_groups": 8},
+        "critic": {"channels": [32, 32], "norm_num_groups": 8},
+        "brain_age": {"channels": [32, 32]},
     }[name]
     x = jax.ShapeDtypeStruct((1, 32, 32, 32, {"unet": 3}.get(name, 1)), jnp.float32)
     inputs = {
-        "autoencoder": (x,),
         "unet": (x, jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, 4), jnp.float32)),
-        "discriminator": (x,),
-    }[name]
-    options = {"train": False} if name == "discriminator" else {}
+        "generator": (jax.ShapeDtypeStruct((1, 4), jnp.float32),),
+    }.get(name, (x,))
+    options = {"train": False} if name in ("discriminator", "brain_age") else {}
     found = {}
     for devices in (1, 8):
         network = build(name, arguments, num_devices=devices)

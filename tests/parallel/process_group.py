@@ -59,7 +59,8 @@ def make_dataset(folder: Path, people: int = 10) -> Path:
         autoencoder={"channels": (4, 4, 4), "latent_channels": 2, "num_res_blocks": 1, "norm_num_groups": 4}
         | {"norm_eps": 1e-6, "dtype": "float32"},
         unet={"channels": (4,), "num_res_blocks": 1, "attention_levels": (False,), "num_head_channels": (4,)}
-        | {"in_channels": 2, "out_channels": 2, "norm_num_groups": 4, "cross_attention": False, "dtype": "float32"},
+        | {"in_channels": 2, "out_channels": 2, "condition_dim": covariates.width, "norm_num_groups": 4}
+        | {"cross_attention": False, "dtype": "float32"},
         schedule={"kind": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0205, "num_train_steps": 1000},
         prediction="epsilon",
         latent_scale=1.0,
