@@ -46,8 +46,8 @@ def told(error: BaseException) -> tuple[str, int] | None:
         return f"out of memory ({first_line(error)}). Ask for less at a time, or use a machine with more.", 1
     if isinstance(error, BrokenExecutor):
         return (
-            "a worker process was ended from outside, most often because memory ran out. What is on disk is whole; give "
-            "the command again with fewer --workers.",
+            "a worker process was ended from outside, most often because memory ran out. What is on disk is whole; "
+            "give the command again with fewer --workers.",
             1,
         )
     if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
