@@ -96,7 +96,7 @@ def _label(scan: Scan) -> str:
     parts = [f"{row['age']:.0f} y"] if "age" in row else []
     parts += [str(row["sex"])] if "sex" in row else []
     parts += [f"ventricles {row['ventricles_ml']:.0f} mL"] if "ventricles_ml" in row else []
-    return ", ".join([scan.name, " ".join(parts)]) if parts else scan.name
+    return ", ".join([scan.name, *parts])
 
 
 def _scatter(name: str, title: str, scans: Mapping[str, Scans], measured: Mapping[str, Sequence[Measurement]]):

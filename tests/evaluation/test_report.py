@@ -75,6 +75,7 @@ def test_the_viewer_opens_in_a_browser_and_shows_what_is_chosen(finished, tmp_pa
     with opened((finished[0] / "report.html").as_uri(), tmp_path) as page:
         page.resize(1200, 900)
         assert page.evaluate("document.getElementById('viewer').dataset.state") == "closed"
+        assert page.evaluate("document.getElementById('viewer-panes').offsetHeight") == 0
         page.evaluate("document.getElementById('viewer-start').click()")
         page.wait("document.getElementById('viewer').dataset.state !== 'opening'")
         assert page.evaluate("document.getElementById('viewer').dataset.state") == "ready"
