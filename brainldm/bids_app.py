@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from brainldm import __version__
 from brainldm.cli import Parser, guarded
 from brainldm.commands.arguments import positive, seed
-from brainldm.runtime.errors import BrainldmError, UserError
-from brainldm.runtime.shards import Shard
+from brainldm.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,9 +68,9 @@ def _prepare(options: argparse.Namespace, wanted: list[str] | None) -> None:
 
 def _draw(options: argparse.Namespace, wanted: list[str] | None) -> None:
     from brainldm.generation.conditions import read_conditions, table_ids
-    from brainldm.generation.dataset import Settings, generate
+    from brainldm.generation.dataset import Settings, generate_shards
     from brainldm.generation.finalize import finalize
-    from brainldm.generation.sampler import make_sampler
+    from brainldm.parallel.devices import refuse_silent_cpu
     from brainldm.runtime.compiled_programs import keep_programs
     from brainldm.runtime.lock import locked
     from brainldm.weights.model_folder import load_model
@@ -80,6 +79,7 @@ def _draw(options: argparse.Namespace, wanted: list[str] | None) -> None:
         with locked(options.output_dir, keep=False):
             print(f"{finalize(options.output_dir)} brains: {options.output_dir}")
         return
+    refuse_silent_cpu()
     keep_programs()
     model = load_model(options.model)
     ids = table_ids(options.bids_dir)
@@ -93,21 +93,9 @@ def _draw(options: argparse.Namespace, wanted: list[str] | None) -> None:
     settings = Settings(
         sampling=model.spec.sampling, seed=options.seed, batch_size=1, extrapolate=options.extrapolate, chunk_size=1
     )
-    sampler = make_sampler(model, settings.sampling, batch_size=1)
-    failed = []
-
-    def share(name: str) -> Shard:
-        return ids.index(name) + 1, len(ids)
-
-    for name in wanted:
-        try:
-            generate(model, options.output_dir, rows, settings, shard=share(name), ids=ids, sampler=sampler)
-        except BrainldmError as error:
-            if len(wanted) == 1 or isinstance(error, UserError) or error.exit_code != 1:
-                raise
-            failed.append(str(error))
-    if failed:
-        raise BrainldmError(f"{len(failed)} of {len(wanted)} rows: {failed[0]}")
+    place = {name: number for number, name in enumerate(ids, start=1)}
+    shards = [(place[name], len(ids)) for name in wanted]
+    generate_shards(model, options.output_dir, rows, settings, shards, ids=ids)
 
 
 if __name__ == "__main__":

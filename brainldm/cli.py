@@ -56,8 +56,8 @@ _COMMANDS = (
 """In the order in which they are used."""
 
 EXIT_CODES = """exit codes: 0 done; 1 a failure of ours; 2 a mistake in what was asked, with a message that says
-what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train, prepare, generate and
-measure then go on with the same command; the others begin anew, and say what they have left."""
+what to do; 75 stopped from outside (SIGTERM, Ctrl-C). train, prepare, generate and measure then go on with the
+same command; the others begin anew, and say what they have left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import brainldm
 from brainldm import bids_app
 from brainldm.bids_app import main
 from brainldm.cli import main as native
-from brainldm.generation import sampler
+from brainldm.generation import dataset
 from brainldm.population.population import write_population
 from brainldm.weights import model_folder
 
@@ -50,7 +50,7 @@ def test_participants_in_parallel_then_the_group_are_one_run(people, tmp_path, r
 def test_requests_one_by_one_then_the_group_are_one_dataset(tmp_path, monkeypatch, capsys):
     model = fake_model()
     monkeypatch.setattr(model_folder, "load_model", lambda folder: model)
-    monkeypatch.setattr(sampler, "make_sampler", fake_sampler())
+    monkeypatch.setattr(dataset, "make_sampler", fake_sampler())
     table = tmp_path / "requests.tsv"
     rows = ["sub-b\tF\t60\t30\t1500", "sub-a\tM\t70\t40\t1450", "sub-C3\tF\t50\t20\t1600"]
     table.write_text("\n".join(["participant_id\tsex\tage\tventricles_ml\tbrain_ml", *rows]) + "\n")

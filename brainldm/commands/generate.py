@@ -109,7 +109,6 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from brainldm.diffusion.sampling import Sampling
     from brainldm.evaluation.measures.backends import open_backend
     from brainldm.generation.conditions import (
         draw_conditions,
@@ -167,7 +166,7 @@ def run(options: argparse.Namespace) -> None:
     if not model.spec.covariates:
         _require_nothing_asked(options, named, asked)
     settings = Settings(
-        sampling=dataclasses.replace(getattr(model.spec, "sampling", Sampling()), **asked),
+        sampling=dataclasses.replace(model.spec.sampling, **asked),
         seed=options.seed,
         batch_size=options.batch_size,
         extrapolate=options.extrapolate,

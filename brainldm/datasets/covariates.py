@@ -133,6 +133,12 @@ def as_number(text: str) -> float:
         return math.nan
 
 
+def person_in_words(row: Mapping[str, Any]) -> str:
+    """What a row has of age and sex, such as "70 y F"; empty where it has neither."""
+    age = f"{row['age']:.0f} y" if "age" in row else ""
+    return " ".join(filter(None, (age, str(row.get("sex", "")))))
+
+
 def parse_extra(text: str) -> Covariate:
     """A further condition from its text in a config: "NAME=LOW:HIGH", "NAME[UNIT]=LOW:HIGH" or "NAME=A|B|C".
 

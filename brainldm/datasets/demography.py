@@ -74,17 +74,20 @@ class Demography:
     # drawing
 
     def draw(self, uniform: np.ndarray, given: Mapping[str, float | str | Bound]) -> dict[str, list[float | str]]:
-        """Values by name, one for each row of `uniform` [N, draws(), K], numbers in 0..1 that are all the chance.
+        """Values by name, one for each row of `uniform` [N, draws(given), K], numbers in 0..1 that are all the chance.
 
         `given` holds values, levels, and ranges (low, high); what is not named follows, given these.
         """
-        bounds = [self.bounds(name, given[name]) if name in given else (-np.inf, np.inf) for name in self.names]
+        bounds = self._all_bounds(given)
         scores = _draw_scores(self.correlation, bounds, np.clip(uniform, 1e-12, 1 - 1e-12))
         return {name: self.values(name, scores[:, k]) for k, name in enumerate(self.names)}
 
-    def draws(self) -> int:
+    def draws(self, given: Mapping[str, float | str | Bound]) -> int:
         """Rows of numbers that `draw` needs for one row of conditions."""
-        return _SWEEPS
+        return 1 if _fixed_or_free(self._all_bounds(given)) else _SWEEPS
+
+    def _all_bounds(self, given: Mapping[str, float | str | Bound]) -> list[Bound]:
+        return [self.bounds(name, given[name]) if name in given else (-np.inf, np.inf) for name in self.names]
 
     def percentile(self, name: str, value: float, given: Mapping[str, float | str]) -> float:
         """The percentage of those with the conditions `given` who have less of `name` than `value`."""
@@ -192,12 +195,17 @@ def _mean_between(low: float, high: float) -> float:
     return float((density[0] - density[1]) / mass)
 
 
+def _fixed_or_free(bounds: Sequence[Bound]) -> bool:
+    """Whether all scores are either given or can be anything: then one draw is exact, and no chain is needed."""
+    return all(low == high or (np.isinf(low) and np.isinf(high)) for low, high in bounds)
+
+
 def _draw_scores(correlation: np.ndarray, bounds: Sequence[Bound], uniform: np.ndarray) -> np.ndarray:
     """Scores [N, K] that are jointly normal and lie within `bounds`; `uniform` [N, sweeps, K] in (0, 1)."""
     low, high = np.array(bounds).T
-    fixed, free = low == high, np.isinf(low) & np.isinf(high)
+    fixed = low == high
     scores = np.tile(np.where(fixed, low, 0.0), (len(uniform), 1))
-    if (fixed | free).all():
+    if _fixed_or_free(bounds):
         return _given(correlation, scores, fixed, ndtri(uniform[:, 0]))
     precision = np.linalg.inv(correlation)
     scores[:, ~fixed] = np.clip(0.0, low[~fixed], high[~fixed])

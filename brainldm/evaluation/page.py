@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from brainldm.datasets.covariates import person_in_words
 from brainldm.datasets.scans import Scan
 from brainldm.evaluation import plots
 from brainldm.evaluation.datasets import Scans
@@ -93,10 +94,8 @@ def _viewer(
 def _label(scan: Scan) -> str:
     """The scan's name, age, sex and ventricles, as its table has them."""
     row = scan.covariates
-    parts = [f"{row['age']:.0f} y"] if "age" in row else []
-    parts += [str(row["sex"])] if "sex" in row else []
-    parts += [f"ventricles {row['ventricles_ml']:.0f} mL"] if "ventricles_ml" in row else []
-    return ", ".join([scan.name, *parts])
+    volume = f"ventricles {row['ventricles_ml']:.0f} mL" if "ventricles_ml" in row else ""
+    return ", ".join(filter(None, (scan.name, person_in_words(row), volume)))
 
 
 def _scatter(name: str, title: str, scans: Mapping[str, Scans], measured: Mapping[str, Sequence[Measurement]]):

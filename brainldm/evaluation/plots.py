@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from brainldm.datasets.covariates import person_in_words
 from brainldm.datasets.scans import Scan
 from brainldm.evaluation.datasets import Scans
 from brainldm.evaluation.measures.volumetry import Measurement
@@ -102,7 +103,7 @@ def swept(sweep: tuple, figures: dict) -> Image.Image:
 def caption(record: Scan, found: Measurement) -> str:
     """Such as "70 y F, 40 mL, got 38": what the dataset says, and the ventricles measured."""
     said = record.covariates
-    who = " ".join(part for part in (f"{said['age']:.0f} y" if "age" in said else "", said.get("sex", "")) if part)
+    who = person_in_words(said)
     parts = [who] if who else []
     if "ventricles_ml" in said:
         got = f"{found.ventricles_ml:.0f}" if np.isfinite(found.ventricles_ml) else "no brain"

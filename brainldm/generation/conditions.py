@@ -46,11 +46,12 @@ def draw_conditions(
         return [{name: value for name, value in row.items() if name in fixed} for row in rows]
     if demography is None:
         return [_uniform(covariates, np.random.default_rng([seed, first + k]), values, bounds) for k in range(count)]
-    rows = []
+    rows, given = [], values | bounds
+    shape = (demography.draws(given), len(covariates))
     for start in range(0, count, _AT_ONCE):
         streams = [np.random.default_rng([seed, first + k]) for k in range(start, min(start + _AT_ONCE, count))]
-        uniform = np.stack([rng.random((demography.draws(), len(covariates))) for rng in streams])
-        drawn = demography.draw(uniform, values | bounds)
+        uniform = np.stack([rng.random(shape) for rng in streams])
+        drawn = demography.draw(uniform, given)
         for k, chance in enumerate(uniform[:, 0]):
             row = {name: column[k] for name, column in drawn.items()} | values
             rows.append({i.name: _settled(i, row[i.name], bounds, values, chance[n]) for n, i in enumerate(covariates)})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import errno
+import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -92,7 +93,6 @@ def generate(
     shard: Shard = WHOLE,
     verify: bool = False,
     ids: Sequence[str] | None = None,
-    sampler: Sampler | None = None,
 ) -> None:
     """Draw one brain per row of conditions and write them as a BIDS dataset in `out`, from where it stopped before.
 
@@ -100,54 +100,83 @@ def generate(
     whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from
     1, does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run
     for the whole ends with that. `note` ends the dataset's README. `ids` name the subjects, one for each row, as
-    sub-0001 (None: numbered). `sampler` is one of this model, sampling and batch size (None: made here).
+    sub-0001 (None: numbered).
 
     Raises UserError when `out` holds something else, was begun as another dataset, or another run of the same shard is
     at work in it, and for conditions outside the model's ranges; Stopped after SIGTERM or Ctrl-C and on a full disk,
     with everything that is written kept; BrainldmError when the model made volumes that are no images, with all others
     written.
     """
-    check_shard(shard)
+    generate_shards(model, out, rows, settings, [shard], note, verify, ids)
+
+
+def generate_shards(
+    model: Model | GanModel,
+    out: str | Path,
+    rows: Sequence[Row],
+    settings: Settings,
+    shards: Sequence[Shard],
+    note: str = "",
+    verify: bool = False,
+    ids: Sequence[str] | None = None,
+) -> None:
+    """Draw several shards (i, n) of one n after the other, as `generate` draws one, with one compiled program."""
+    for shard in shards:
+        check_shard(shard)
     if not isinstance(model, GanModel):
         check_sampling(model.spec, settings.sampling)
     flags = check_conditions(rows, model.spec.covariates, settings.extrapolate, model.spec.takes_subsets)
-    out, grid = Path(out), model.spec.grid
-    job = _job(model, rows, settings, note, shard[1], ids)
+    out = Path(out)
+    job = _job(model, rows, settings, note, shards[0][1], ids)
     require_own_folder(out, JOB)
-    with locked(out, LOCK + shard_suffix(shard), keep=False):
-        job = begin_or_continue(out, job)
-        mine = job.indices(shard)
-        kept = _kept(out, job, shard, rows, verify)
-        todo = [index for index in mine if index not in kept]
-        _check_room(out, len(todo), grid)
-        path = manifest_path(out, shard)
-        clear_temporaries([out], "" if shard == WHOLE else path.name)  # other shards may be writing theirs
-        clear_temporaries(subject_path(out, job, index).parent for index in todo)
-        write_manifest(path, [kept[index] for index in sorted(kept)])
-        if todo:
-            sample = sampler or make_sampler(model, settings.sampling, batch_size=settings.batch_size)
-            conditions = model.spec.covariates.encode(rows)
-            with open(path, "ab") as manifest:
-                bad = _draw(_Run(out, job, grid, rows, flags), sample, conditions, todo, len(kept), manifest)
-            if bad:
-                raise BrainldmError(
-                    f"{bad[0]}, and {len(bad)} of {format_count(len(mine), 'brain')} in all are like it; not written. "
-                    "All others are. Other conditions, fewer steps or a model that is trained further may help."
-                )
-            entries = sorted(read_manifest(path), key=lambda entry: entry["index"])
-            write_manifest(path, entries)
-        _write_completion(out, job, shard)
-        if shard[1] == 1:
-            finalize(out, full=False)
+
+    @functools.cache
+    def sample() -> Sampler:
+        return make_sampler(model, settings.sampling, batch_size=settings.batch_size)
+
+    run = _Run(out, job, model.spec.grid, rows, flags, model.spec.covariates.encode(rows), sample)
+    bad = [said for shard in shards for said in _draw_shard(run, shard, verify)]
+    if bad:
+        raise BrainldmError(
+            f"{bad[0]}, and {len(bad)} of {format_count(len(rows), 'brain')} in all are like it; not written. All "
+            "others of this run are. Other conditions, fewer steps or a model that is trained further may help."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
+    """What shards have in common. `sampler` makes the compiled sampler when the first brain is drawn."""
+
     out: Path
     job: Job
     grid: Grid
     rows: Sequence[Row]
     flags: Sequence[bool]
+    conditions: np.ndarray
+    sampler: Callable[[], Sampler]
+
+
+def _draw_shard(run: _Run, shard: Shard, verify: bool) -> list[str]:
+    """Draw what is left of a shard; what was not written, and why."""
+    out, job, path = run.out, run.job, manifest_path(run.out, shard)
+    with locked(out, LOCK + shard_suffix(shard), keep=False):
+        run = dataclasses.replace(run, job=begin_or_continue(out, job))
+        kept = _kept(run, shard, verify)
+        todo = [index for index in job.indices(shard) if index not in kept]
+        _check_room(out, len(todo), run.grid)
+        clear_temporaries([out], "" if shard == WHOLE else path.name)  # other shards may be writing theirs
+        clear_temporaries(subject_path(out, job, index).parent for index in todo)
+        write_manifest(path, [kept[index] for index in sorted(kept)])
+        if todo:
+            with open(path, "ab") as manifest:
+                bad = _draw(run, todo, len(kept), manifest)
+            if bad:
+                return bad
+            write_manifest(path, sorted(read_manifest(path), key=lambda entry: entry["index"]))
+        _write_completion(out, job, shard)
+        if shard == WHOLE:
+            finalize(out, full=False)
+    return []
 
 
 def _job(
@@ -178,15 +207,15 @@ def _job(
     )
 
 
-def _kept(out: Path, job: Job, shard: Shard, rows: Sequence[Row], verify: bool) -> dict[int, Entry]:
+def _kept(run: _Run, shard: Shard, verify: bool) -> dict[int, Entry]:
     """What is done of a shard, by index."""
-    mine = set(job.indices(shard))
+    mine = set(run.job.indices(shard))
     return {
         entry["index"]: entry
-        for entry in read_manifest(manifest_path(out, shard))
+        for entry in read_manifest(manifest_path(run.out, shard))
         if entry["index"] in mine
-        and entry["conditions"] == dict(rows[entry["index"]])
-        and problem(out, entry, full=verify) is None
+        and entry["conditions"] == dict(run.rows[entry["index"]])
+        and problem(run.out, entry, full=verify) is None
     }
 
 
@@ -222,16 +251,14 @@ def _check_room(out: Path, count: int, grid: Grid) -> None:
         )
 
 
-def _draw(
-    run: _Run, sample: Sampler, conditions: np.ndarray, todo: Sequence[int], done: int, manifest: BinaryIO
-) -> list[str]:
+def _draw(run: _Run, todo: Sequence[int], done: int, manifest: BinaryIO) -> list[str]:
     """Draw and write the brains `todo`, of which there are `done` already; what was not written, and why.
 
     While one batch is computed, those before it are compressed and written. Raises Stopped.
     """
     bad: list[str] = []
     waiting: collections.deque[list[Future]] = collections.deque()
-    size, total = run.job.batch_size, done + len(todo)
+    size, total, sample = run.job.batch_size, done + len(todo), run.sampler()
 
     def settle(count: int) -> None:
         nonlocal done
@@ -256,7 +283,7 @@ def _draw(
         try:
             for start in range(0, len(todo), size):
                 indices = np.array(todo[start : start + size])
-                volumes = sample(run.job.seed, indices // run.job.repeat, conditions[indices])
+                volumes = sample(run.job.seed, indices // run.job.repeat, run.conditions[indices])
                 waiting.append(
                     [
                         pool.submit(

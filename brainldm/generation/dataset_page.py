@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from brainldm.datasets.covariates import person_in_words
 from brainldm.generation.job import Job
 from brainldm.generation.manifest import Entry
 from brainldm.reports import html
@@ -81,11 +81,9 @@ def _brains(out: Path, entries: Sequence[Entry]) -> html.Picture:
 
 
 def _caption(entry: Entry) -> str:
-    row: Mapping[str, Any] = entry["conditions"]
-    parts = [f"{row['age']:.0f} y"] if "age" in row else []
-    parts += [str(row["sex"])] if "sex" in row else []
-    parts += [f"{row['ventricles_ml']:.0f} mL"] if "ventricles_ml" in row else []
-    return " ".join([entry["id"], *parts])
+    row = entry["conditions"]
+    volume = f"{row['ventricles_ml']:.0f} mL" if "ventricles_ml" in row else ""
+    return " ".join(filter(None, (entry["id"], person_in_words(row), volume)))
 
 
 def _values(entries: Sequence[Entry], name: str) -> list[float | str]:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from brainldm import __version__
+from brainldm.datasets.scans import is_participant_id
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_json
+from brainldm.runtime.rules import TEXT, Rule, check, is_list, one_of, whole
 from brainldm.runtime.shards import Shard
+from brainldm.weights.parameter_files import KINDS
 
 JOB = "generation.json"
 """The file of the job, which marks a folder as one to go on with."""
@@ -85,15 +88,17 @@ def read_job(out: str | os.PathLike) -> Job:
         raise UserError(f"{out}: holds no {JOB}, so `brainldm generate` did not make it. Give a folder that it made.")
     content = read_json(path)
     try:
-        if content.pop("format") != _FORMAT:
-            raise ValueError("of another format")
-        sampling = content["sampling"]
-        content["ids"] = None if content["ids"] is None else tuple(content["ids"])
+        check(f"{path}: the job", content, _RULES)
+        content.pop("format")
+        sampling, ids = content["sampling"], content["ids"]
+        if ids is not None and len(ids) != content["count"]:
+            raise UserError(f"{path}: has {len(ids)} ids for {content['count']} brains.")
+        content["ids"] = None if ids is None else tuple(ids)
         return Job(**{**content, "sampling": None if sampling is None else Sampling(**sampling)})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be understood ({error}). It was damaged, or made by a later version."
-        ) from error
+    except TypeError as error:  # a setting that `Sampling` does not have
+        raise UserError(f"{path}: sampling cannot be understood ({error}).") from error
+    except UserError as error:
+        raise UserError(f"{error} The file was damaged, or made by another version.") from error
 
 
 def begin_or_continue(out: Path, job: Job) -> Job:
@@ -112,6 +117,36 @@ def begin_or_continue(out: Path, job: Job) -> Job:
             f"{out}: was begun as another dataset ({words}). Give the arguments of the first run, or a new folder."
         )
     return before
+
+
+_MOST = 10**7
+_TABLE = Rule("a table of names and values", lambda v: isinstance(v, dict))
+_RULES = {
+    "format": one_of(_FORMAT),
+    "model_sha256": TEXT,
+    "kind": one_of(*KINDS),
+    "sampling": Rule("null, or a table", lambda v: v is None or _TABLE.allows(v)),
+    "seed": whole(0, 2**63 - 1),
+    "batch_size": whole(1, _MOST),
+    "count": whole(1, _MOST),
+    "conditions_sha256": TEXT,
+    "shards": whole(1, _MOST),
+    "chunk_size": whole(1, _MOST),
+    "about": Rule(
+        "what the dataset's files say",
+        lambda v: _TABLE.allows(v) and set(v) == _ABOUT and _TABLE.allows(v["columns"]) and TEXT.allows(v["note"]),
+    ),
+    "repeat": whole(1, _MOST),
+    "ids": Rule("null, or BIDS ids", lambda v: v is None or (is_list(v) and all(map(_is_id, v)))),
+    "version": TEXT,
+    "begun": TEXT,
+}
+"""What the file of a job may hold."""
+_ABOUT = {"columns", "note", "trained_on", "embedded_population"}
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and is_participant_id(value)
 
 
 _WORDS = {

@@ -14,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from brainldm.datasets.scans import is_participant_id
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, open_regular, parse_line, read_json, write_atomically
+from brainldm.runtime.rules import BOOL, COUNT, TEXT, Rule, number, whole
 from brainldm.runtime.shards import Shard
 
 Entry = Mapping[str, Any]
@@ -25,7 +27,18 @@ Entry = Mapping[str, Any]
 """
 _LOOKING = 4
 """Threads that look at files."""
-_NEEDED = ("id", "index", "file", "bytes", "sha256", "conditions")
+_RULES = {
+    "id": Rule("a BIDS id", lambda v: isinstance(v, str) and is_participant_id(v)),
+    "index": COUNT,
+    "file": Rule("a path inside", lambda v: isinstance(v, str) and v.startswith("sub-") and ".." not in v),
+    "bytes": whole(0),
+    "sha256": TEXT,
+    "conditions": Rule("a table", lambda v: isinstance(v, dict)),
+    "extrapolated": BOOL,
+    "mean": number(),
+    "p99": number(),
+}
+"""What a line has to hold to be one of ours: the rest of a damaged one is not looked at."""
 
 
 def manifest_path(out: Path, shard: Shard) -> Path:
@@ -44,7 +57,7 @@ def shard_is_done(out: Path, shard: Shard) -> bool:
         said = read_json(completion_path(out, shard))
     except UserError:
         return False
-    return isinstance(said, dict) and said.get("manifest_sha256") == file_sha256(manifest_path(out, shard))
+    return said.get("manifest_sha256") == file_sha256(manifest_path(out, shard))
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
@@ -56,7 +69,7 @@ def read_manifest(path: Path) -> Iterator[Entry]:
     with file:
         for line in io.TextIOWrapper(file, encoding="utf-8", errors="replace"):
             entry = parse_line(line)
-            if all(name in entry for name in _NEEDED):
+            if all(name in entry and rule.allows(entry[name]) for name, rule in _RULES.items()):
                 yield entry
 
 

@@ -45,13 +45,11 @@ def stream(
     """
     check_shard(shard)
     covariates = model.spec.covariates
-    demography = getattr(model.spec, "demography", None)
-    default = getattr(model.spec, "sampling", Sampling())
-    sample = make_sampler(model, sampling or default, batch_size=batch_size)
+    sample = make_sampler(model, sampling or model.spec.sampling, batch_size=batch_size)
     batch = start // batch_size + shard[0] - 1
     while True:
         indices = np.arange(batch * batch_size, (batch + 1) * batch_size)
-        rows = draw_conditions(covariates, batch_size, seed, fixed or {}, demography, first=int(indices[0]))
+        rows = draw_conditions(covariates, batch_size, seed, fixed or {}, model.spec.demography, first=int(indices[0]))
         for brain in zip(indices.tolist(), rows, sample(seed, indices, covariates.encode(rows)), strict=True):
             yield Brain(*brain)
         batch += shard[1]
@@ -71,8 +69,8 @@ def draw(
     Raises UserError for conditions outside what the model was trained on, unless `extrapolate`.
     """
     covariates = model.spec.covariates
-    check_conditions(rows, covariates, extrapolate, getattr(model.spec, "takes_subsets", False))
-    sample = make_sampler(model, sampling or getattr(model.spec, "sampling", Sampling()), batch_size=batch_size)
+    check_conditions(rows, covariates, extrapolate, model.spec.takes_subsets)
+    sample = make_sampler(model, sampling or model.spec.sampling, batch_size=batch_size)
     conditions = covariates.encode(rows)
     parts = [np.arange(k, min(k + batch_size, len(rows))) for k in range(0, len(rows), batch_size)]
     return np.concatenate([sample(seed, part, conditions[part]) for part in parts])

@@ -7,8 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import jax
 from packaging.version import Version
 
 from brainldm import __version__
+from brainldm.parallel.devices import CUDA_BUILD, unused_gpu
 from brainldm.planning.advice import device_memory
 from brainldm.planning.ladder import first_fitting, kept_ladder
 from brainldm.planning.ladder_report import preset_text
@@ -110,16 +109,8 @@ def _devices() -> list[Finding]:
         return [Finding("devices", str(error).splitlines()[0], hint)]
     kinds = sorted({device.device_kind for device in devices})
     findings = [Finding("devices", f"{len(devices)} x {', '.join(kinds)} ({jax.default_backend()})")]
-    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        if listed.returncode == 0 and "GPU" in listed.stdout:
-            findings.append(
-                Finding(
-                    "NVIDIA GPU",
-                    f"{listed.stdout.splitlines()[0]}, which JAX does not use",
-                    "pip install 'brainldm[cuda13]' (driver 580 or newer) or 'brainldm[cuda12]'",
-                )
-            )
+    if (gpu := unused_gpu()) is not None:
+        findings.append(Finding("NVIDIA GPU", f"{gpu}, which JAX does not use", CUDA_BUILD))
     if (memory := device_memory()) is not None:
         findings.append(Finding("memory of the first GPU", format_bytes(memory)))
     return findings

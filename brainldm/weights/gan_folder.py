@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from brainldm.datasets.covariates import Covariates
+from brainldm.diffusion.sampling import Sampling
 from brainldm.models.build import build
 from brainldm.models.vector_gan import VolumeCritic, VolumeGenerator
 from brainldm.volumes.grids import Grid
@@ -50,6 +51,16 @@ class GanSpec:
     def takes_subsets(self) -> bool:
         """There is nothing to leave out."""
         return False
+
+    @property
+    def sampling(self) -> Sampling:
+        """Nothing is done in steps."""
+        return Sampling()
+
+    @property
+    def demography(self) -> None:
+        """Nobody's conditions were learnt."""
+        return None
 
     def make_generator(self, num_devices: int = 1) -> VolumeGenerator:
         """The Linen module, for programs whose arrays are sharded over `num_devices`."""

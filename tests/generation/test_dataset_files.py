@@ -181,6 +181,48 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     assert content(tmp_path) == {"mine": b"mine"}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"sampling": 3},
+        {"sampling": {"speed": 1}},
+        {"count": "ten"},
+        {"shards": 10**12},
+        {"chunk_size": 0},
+        {"ids": ["../out"]},
+        {"ids": ["sub-1"]},
+        {"about": {}},
+        {"kind": "magic"},
+        {"begin": "now"},
+    ],
+    ids=str,
+)
+def test_a_job_that_was_changed_is_refused(whole, tmp_path, change):
+    content = json.loads((whole / "generation.json").read_text()) | change
+    (tmp_path / "generation.json").write_text(json.dumps(content))
+    for command in ("status", "verify", "finalize"):
+        assert main([command, str(tmp_path)]) == 2
+    with pytest.raises(UserError, match="generation.json.*was damaged|sampling cannot be understood"):
+        read_status(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"index": "x"}, {"index": -1}, {"file": "../sub-1.nii.gz"}, {"bytes": None}, {"mean": "0.5"}, {"id": 3}],
+    ids=str,
+)
+def test_a_line_that_was_changed_counts_as_none(tmp_path, change):
+    draw(tmp_path / "out")
+    manifest = tmp_path / "out/manifest-0000.jsonl"
+    lines = manifest.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | change)
+    manifest.write_text("\n".join(lines) + "\n")
+    assert read_status(tmp_path / "out").missing == 1
+    draw(tmp_path / "out")
+    assert read_status(tmp_path / "out").finished
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1, "sampling": 3}', "nothing"])
 def test_a_job_that_cannot_be_understood(tmp_path, text):
     (tmp_path / "generation.json").write_text(text)

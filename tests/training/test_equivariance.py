@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from brainldm.runtime.compiled_programs import quickly_compiled
 from brainldm.training import autoencoder
 from brainldm.training.equivariance import random_flips
 from brainldm.training.flags import load_config
@@ -42,8 +43,8 @@ def test_a_step_decodes_the_moved_latent():
     for probability in (0.0, 1.0):
         config = load_config("demo_autoencoder:tiny", {**small, "loss.equivariance": probability})
         init, step, _ = autoencoder.build(config, None)
-        metrics = jax.jit(
-            lambda image, init=init, step=step: step(init(jax.random.key(0), image), {"image": image}, None)
-        )(image)[1]
+        options = {"compiler_options": quickly_compiled()}
+        state = jax.jit(init, **options)(jax.random.key(0), image)
+        metrics = jax.jit(step, **options)(state, {"image": image}, None)[1]
         losses.append(float(metrics["l1"]))
     assert np.isfinite(losses).all() and abs(losses[0] / losses[1] - 1) > 1e-4
