@@ -41,11 +41,18 @@ trained on; before sharing it, or images drawn with it, make sure that the terms
 
 
 def export(
-    autoencoder_workdir: str | Path, diffusion_workdir: str | Path, folder: str | Path, ema_length: float | None = None
+    autoencoder_workdir: str | Path,
+    diffusion_workdir: str | Path,
+    folder: str | Path,
+    ema_length: float | None = None,
+    half: bool = False,
+    notes: str = "",
 ) -> str:
     """Write the model folder of two finished runs (the diffusion network's moving average) and return its hash.
 
-    With `ema_length` the average of that length over training (see `weights.power_ema`) in place of the run's own.
+    With `ema_length` the average of that length over training (see `weights.power_ema`) in place of the run's own, with
+    `half` in float16, which halves the files and moves what is drawn by as much as bfloat16 does, or less. `notes` is
+    Markdown for the end of the model card.
     Raises UserError when a work dir is not of its stage, has no checkpoint, or the denoising network was trained
     on the latents of another autoencoder; and for a length that its snapshots do not give.
     """
@@ -101,7 +108,7 @@ def export(
         diffusion_steps=int(state.step),
         conditions="\n".join(f"  - {condition.name}: {condition.span}" for condition in covariates),
     )
-    return save_model(folder, spec, autoencoder.params, averaged, card)
+    return save_model(folder, spec, autoencoder.params, averaged, f"{card}\n{notes.strip()}\n" if notes else card, half)
 
 
 def _run_info(workdir: str | Path) -> dict[str, Any]:

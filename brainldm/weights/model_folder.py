@@ -118,9 +118,12 @@ class Model:
     sha256: str
 
 
-def save_model(folder: str | Path, spec: ModelSpec, autoencoder: Any, unet: Any, card: str) -> str:
-    """Write a model folder and return its hash. Raises UserError when the folder holds something already."""
-    return write_folder(folder, spec.to_json(), {AUTOENCODER: autoencoder, UNET: unet}, card)
+def save_model(folder: str | Path, spec: ModelSpec, autoencoder: Any, unet: Any, card: str, half: bool = False) -> str:
+    """Write a model folder, with `half` in float16, and return its hash.
+
+    Raises UserError when the folder holds something already.
+    """
+    return write_folder(folder, spec.to_json(), {AUTOENCODER: autoencoder, UNET: unet}, card, half)
 
 
 def load_model(folder: str | Path) -> Model:

@@ -12,10 +12,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -38,14 +40,38 @@ KINDS = {
 }
 """Kinds of models, in words."""
 
+BUNDLED = "bundled"
+"""In place of a model folder: the one that comes with the package."""
+
 _T = TypeVar("_T")
 
 
-def write_folder(folder: str | Path, spec: Mapping[str, Any], trees: Mapping[str, Any], card: str) -> str:
+def model_path(folder: str | Path) -> Path:
+    """The model folder that is meant: `bundled` is the one inside the package.
+
+    Raises UserError where `bundled` is a model folder here, too.
+    """
+    here, inside = Path(folder), Path(str(files("brainldm"))) / BUNDLED
+    if str(folder) != BUNDLED:
+        return here
+    if (here / SPEC).exists() and not here.samefile(inside):
+        raise UserError(
+            f"{BUNDLED}: the model that comes with brainldm, and there is a model folder of this name here. Give "
+            f"{here.resolve()} if you mean that one, or work in another folder."
+        )
+    return inside
+
+
+def write_folder(
+    folder: str | Path, spec: Mapping[str, Any], trees: Mapping[str, Any], card: str, half: bool = False
+) -> str:
     """Write model.json, a file of parameters for each of `trees` by its name, and the card; return the folder's hash.
 
-    Raises UserError when the folder holds something already.
+    With `half` the parameters of two and more axes are rounded to float16. Raises UserError when the folder holds
+    something already, and where float16 cannot hold a parameter.
     """
+    if half:
+        trees = {name: rounded(tree) for name, tree in trees.items()}
     with new_folder(folder) as folder:
         contents = {
             SPEC: (json.dumps(spec, indent=1) + "\n").encode(),
@@ -89,7 +115,7 @@ def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
 
     Raises UserError when there is none, model.json was changed, or it is of another format version or kind.
     """
-    folder = Path(folder)
+    folder = model_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. A model folder is made by `brainldm export` or `brainldm convert`.")
     try:
@@ -139,6 +165,23 @@ def flatten(params: Any) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array) for name, array in flat.items()}
 
 
+def rounded(params: Any) -> Any:
+    """A parameter tree with its arrays of two and more axes, which make up its size, in float16.
+
+    Raises UserError where one has a value that float16 cannot hold.
+    """
+
+    def round_one(array: np.ndarray) -> np.ndarray:
+        array = np.asarray(array)
+        if array.ndim < 2:
+            return array
+        if np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
+            raise UserError("A parameter is too large for float16. Keep the parameters in float32.")
+        return array.astype(np.float16)
+
+    return jax.tree.map(round_one, params)
+
+
 def check_params(params: Any, shapes: Any, where: str) -> None:
     """Raise UserError naming the first parameters that are absent, unknown or of another shape."""
     have, want = flatten_shapes(params), flatten_shapes(shapes)
@@ -177,4 +220,9 @@ def _read(path: Path, shapes: Any) -> Any:
             f"{path}: {len(wrong)} parameters are no floating-point numbers, {wrong[0]} is {tensors[wrong[0]].dtype}. "
             "These are not the weights of this model."
         )
-    return flax.traverse_util.unflatten_dict(tensors, sep="/")
+    return flax.traverse_util.unflatten_dict({name: _widened(array) for name, array in tensors.items()}, sep="/")
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    """Networks keep their parameters in float32 and cast what they compute in less themselves."""
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array

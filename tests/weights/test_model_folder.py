@@ -3,14 +3,17 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from brainldm.cli import main
 from brainldm.runtime.errors import UserError
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
+from brainldm.weights.parameter_files import model_path
 
 
 @pytest.fixture
@@ -49,6 +52,58 @@ def test_saving_again_gives_the_same_model(folder, tmp_path):
     again = load_model(tmp_path / "again")
     jax.tree.map(np.testing.assert_array_equal, model.unet, again.unet)
     assert again.spec.to_json() == ModelSpec.from_json(model.spec.to_json()).to_json()
+
+
+def test_half_precision_halves_the_files_and_moves_parameters_by_its_rounding_alone(folder, tmp_path):
+    model = load_model(folder)
+    save_model(tmp_path / "half", model.spec, model.autoencoder, model.unet, "card", half=True)
+    sizes = {
+        name: (place / "unet.safetensors").stat().st_size
+        for name, place in (("whole", folder), ("half", tmp_path / "half"))
+    }
+    assert sizes["half"] < 0.7 * sizes["whole"]
+    again = load_model(tmp_path / "half")
+    for before, after in zip(jax.tree.leaves(model.unet), jax.tree.leaves(again.unet), strict=True):
+        assert after.dtype == np.float32
+        np.testing.assert_allclose(after, before, rtol=0 if before.ndim < 2 else 2**-11, atol=2**-25)
+
+
+def test_half_precision_refuses_what_it_cannot_hold(folder, tmp_path):
+    model = load_model(folder)
+    large = jax.tree.map(lambda x: np.full_like(x, 7e4), model.unet)
+    with pytest.raises(UserError, match="too large for float16"):
+        save_model(tmp_path / "half", model.spec, model.autoencoder, large, "card", half=True)
+    assert not (tmp_path / "half").exists()
+
+
+def test_export_takes_half_precision_and_notes_for_the_card(demo_run, tmp_path, capsys):
+    notes = tmp_path / "notes.md"
+    notes.write_text("Licence of the scans: none, they are deformed templates.\n")
+    command = ["export", str(demo_run / "autoencoder"), str(demo_run / "diffusion"), str(tmp_path / "half"), "--half"]
+    assert main([*command, "--notes", str(notes)]) == 0
+    assert (
+        (tmp_path / "half/README.md").read_text().endswith("Licence of the scans: none, they are deformed templates.\n")
+    )
+    stored = safetensors.numpy.load_file(tmp_path / "half/unet.safetensors")
+    assert {array.dtype for array in stored.values() if array.ndim > 1} == {np.dtype(np.float16)}
+    assert load_model(tmp_path / "half").spec.to_json() == load_model(demo_run / "model").spec.to_json()
+
+    notes.write_bytes(b"\xff\xfe")
+    assert main([*command[:3], str(tmp_path / "other"), "--notes", str(notes)]) == 2
+    assert "not UTF-8 text" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_bundled_is_the_model_inside_the_package(tmp_path, monkeypatch):
+    assert model_path("bundled").parent.name == "brainldm"
+    assert model_path("./bundled") == Path("bundled")
+    monkeypatch.chdir(tmp_path)
+    Path("bundled").mkdir()
+    assert model_path("bundled").parent.name == "brainldm"
+    Path("bundled/model.json").touch()
+    with pytest.raises(UserError, match="a model folder of this name here"):
+        model_path("bundled")
+    assert model_path(str(tmp_path / "bundled")) == tmp_path / "bundled"
 
 
 def test_nothing_is_overwritten(folder):
