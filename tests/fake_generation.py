@@ -34,6 +34,7 @@ def fake_model(grid=SMALL):
         takes_subsets=False,
         sampling=Sampling(2),
         demography=None,
+        zero_background=False,
     )
     return SimpleNamespace(spec=spec, sha256=SHA256)
 
@@ -41,7 +42,7 @@ def fake_model(grid=SMALL):
 def fake_sampler(shape=SHAPE, seconds=0.0, bad=()):
     """Volumes that depend on seed, index and conditions; those of the indices `bad` are not finite."""
 
-    def make_sampler(model, sampling, *, batch_size):
+    def make_sampler(model, sampling, *, batch_size, finish=True):
         def sample(seed, indices, conditions):
             time.sleep(seconds)
             volumes = [np.random.default_rng([seed, int(index)]).random(shape, np.float32) for index in indices]

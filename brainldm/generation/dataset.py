@@ -29,7 +29,7 @@ from brainldm.generation.manifest import (
     read_manifest,
     write_manifest,
 )
-from brainldm.generation.sampler import Sampler, check_sampling, make_sampler
+from brainldm.generation.sampler import Sampler, check_sampling, finished, make_sampler
 from brainldm.generation.subject import BadBrain, subject_path, write_subject
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
@@ -132,9 +132,10 @@ def generate_shards(
 
     @functools.cache
     def sample() -> Sampler:
-        return make_sampler(model, settings.sampling, batch_size=settings.batch_size)
+        return make_sampler(model, settings.sampling, batch_size=settings.batch_size, finish=False)
 
-    run = _Run(out, job, model.spec.grid, rows, flags, model.spec.covariates.encode(rows), sample)
+    conditions = model.spec.covariates.encode(rows)
+    run = _Run(out, job, model.spec.grid, rows, flags, conditions, sample, functools.partial(finished, model.spec))
     bad = [said for shard in shards for said in _draw_shard(run, shard, verify)]
     if bad:
         raise BrainldmError(
@@ -145,7 +146,8 @@ def generate_shards(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What shards have in common. `sampler` makes the compiled sampler when the first brain is drawn."""
+    """What shards have in common. `sampler` makes the compiled sampler when the first brain is drawn, and `finish`
+    does what is left with each volume, which writers do while the next batch is computed."""
 
     out: Path
     job: Job
@@ -154,6 +156,7 @@ class _Run:
     flags: Sequence[bool]
     conditions: np.ndarray
     sampler: Callable[[], Sampler]
+    finish: Callable[[np.ndarray], np.ndarray]
 
 
 def _draw_shard(run: _Run, shard: Shard, verify: bool) -> list[str]:
@@ -295,6 +298,7 @@ def _draw(run: _Run, todo: Sequence[int], done: int, manifest: BinaryIO) -> list
                             run.flags[index],
                             volume,
                             run.grid.affine,
+                            run.finish,
                         )
                         for index, volume in zip(indices, volumes, strict=True)
                     ]

@@ -14,10 +14,11 @@ import numpy as np
 from brainldm.datasets.covariates import Covariates
 from brainldm.diffusion.sampling import Sampling, decode_latents, sample_latents
 from brainldm.diffusion.schedule import make_chain, make_schedule
+from brainldm.generation.background import clear_background
 from brainldm.parallel.mesh import batch_constraint, make_mesh, replicated
 from brainldm.runtime.console import log
 from brainldm.runtime.format import format_duration
-from brainldm.weights.gan_folder import GanModel
+from brainldm.weights.gan_folder import GanModel, GanSpec
 from brainldm.weights.model_folder import Model, ModelSpec
 
 # sample(seed, indices [N], conditions [N, K]) -> volumes [N, D, H, W]
@@ -39,13 +40,13 @@ def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
     make_chain(make_schedule(**spec.schedule), sampling.num_steps, sampling.spacing)
 
 
-def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int) -> Sampler:
+def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int, finish: bool = True) -> Sampler:
     """A function that draws volumes, float32 [N, D, H, W] in [0, 1], for any N up to `batch_size`, compiled here.
 
     Every call runs the same program on `batch_size` samples, the missing ones being padding: a volume then
     depends on its seed, index and conditions alone, bit for bit, not on what else was asked for. The batch is split
-    over as many devices of this process as divide it. A baseline draws in one pass, without `sampling`. Raises
-    UserError for more steps than the model's schedule has.
+    over as many devices of this process as divide it. A baseline draws in one pass, without `sampling`. Without
+    `finish` the volumes are as decoded, for `finished`. Raises UserError for more steps than the model's schedule has.
     """
     devices = jax.local_devices()
     shards = math.gcd(batch_size, len(devices))
@@ -69,9 +70,15 @@ def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int
         log(f"compiled the sampler in {format_duration(seconds)}")
 
     def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-        return np.asarray(compiled(*arguments(seed, indices, conditions)))[: len(indices)]
+        volumes = np.asarray(compiled(*arguments(seed, indices, conditions)))[: len(indices)]
+        return np.stack([finished(model.spec, volume) for volume in volumes]) if finish else volumes
 
     return sample
+
+
+def finished(spec: ModelSpec | GanSpec, volume: np.ndarray) -> np.ndarray:
+    """A decoded volume [D, H, W] as it is given away: exactly 0 around the brain where the model's scans are so."""
+    return clear_background(volume) if spec.zero_background else volume
 
 
 # What is compiled: program(params, keys [N], conditions [N, K]) -> volumes [N, D, H, W]; and its parameters.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,16 @@ def image_bytes(job: Job, volume: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def write_subject(
-    out: Path, job: Job, index: int, conditions: Row, extrapolated: bool, volume: np.ndarray, affine: np.ndarray
+    out: Path,
+    job: Job,
+    index: int,
+    conditions: Row,
+    extrapolated: bool,
+    volume: np.ndarray,
+    affine: np.ndarray,
+    finish: Callable[[np.ndarray], np.ndarray],
 ) -> Entry:
-    """Write the volume [D, H, W] of brain `index`, and return its entry in the manifest.
+    """Write the volume [D, H, W] of brain `index`, finished, and return its entry in the manifest.
 
     Raises BadBrain for a volume that is not finite or has one value everywhere: such are never written.
     """
@@ -43,6 +51,7 @@ def write_subject(
         raise BadBrain(f"{job.subject_id(index)}: the model made voxels that are not finite")
     if volume.min() == volume.max():
         raise BadBrain(f"{job.subject_id(index)}: the model made one value everywhere")
+    volume = finish(volume)
     path = subject_path(out, job, index)
     content = image_bytes(job, volume, affine)
     write_atomically(path, content)

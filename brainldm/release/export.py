@@ -96,6 +96,7 @@ def export(
             **({"init_from": begun} if begun else {}),
             **({} if ema_length is None else {"ema_length": ema_length}),
         },
+        zero_background=bool(run_info.get("zero_background")),
         demography=Demography.from_json(found, covariates) if (found := run_info.get("demography")) else None,
     )
     card = CARD.format(

@@ -88,6 +88,7 @@ def _export_gan(config: ml_collections.ConfigDict, workdir: Path, folder: str | 
         encoder=gan.encoder_arguments(config) if config.stage == "vae_gan" else None,
         grid=training_grid(config.data.spacing_mm),
         provenance=provenance,
+        zero_background=bool(read_run_info(workdir).get("zero_background")),
     )
     kind = KINDS[config.stage]
     return save_gan(folder, spec, state.params, CARD.format(kind=kind[0].upper() + kind[1:], **said))

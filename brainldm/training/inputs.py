@@ -27,6 +27,9 @@ from brainldm.volumes.grids import training_grid
 LATENTS = "latents"
 """Folder of the latent cache inside a work dir."""
 
+_LOOKED_AT, _ZERO_SHARE = 8, 0.3
+"""Scans that tell whether all are stripped of their skulls, and the share of their voxels that is 0 then: some 0.7."""
+
 CONTENT_BYTES, CONTENT_THREADS = 4096, 8
 """Bytes of an image that tell it from another, and files looked into at once: on a file server most is waiting."""
 
@@ -51,14 +54,22 @@ def read_splits(
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
 
-def scan_info(splits: dict[str, list[Scan]]) -> dict[str, Any]:
+def scan_info(config: ml_collections.ConfigDict, splits: dict[str, list[Scan]]) -> dict[str, Any]:
     """What run.json says of the scans: how many, and a hash of the names of those to train on, in their order, which
-    is what besides the seed decides which scans a batch holds."""
+    is what besides the seed decides which scans a batch holds; and whether there is nothing around their brains (None:
+    no image is there to tell)."""
     return {
         "scans_training": len(splits["train"]),
         "scans_validation": len(splits["validation"]),
         "scans_sha256": _sha256("\n".join(record.name for record in splits["train"]).encode()),
+        "zero_background": _zero_background(config, [record for record in splits["train"] if record.path]),
     }
+
+
+def _zero_background(config: ml_collections.ConfigDict, records: list[Scan]) -> bool | None:
+    grid = training_grid(config.data.spacing_mm)
+    some = [load_image(record, grid, config.data.scaling, config.data.cache_dir) for record in records[:_LOOKED_AT]]
+    return bool(np.median([(image == 0).mean() for image in some]) > _ZERO_SHARE) if some else None
 
 
 def images_sha256(content_ids: Iterable[str | None]) -> str:

@@ -20,6 +20,7 @@ _RULES = {
     "latent_shape": list_of(whole(1, 2**20), 4, 4),
     "autoencoder_sha256": TEXT,
     "observed": _RANGES,
+    "zero_background": Rule("true, false or null", lambda v: v is None or isinstance(v, bool)),
     "demography": _TABLE,
     "init_from": _TABLE,
 }

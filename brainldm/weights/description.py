@@ -41,6 +41,9 @@ from brainldm.runtime.rules import (
     whole,
 )
 
+ZERO_BACKGROUND = "zero_background"
+"""Key of model.json: true where there is nothing around the brains that a model learnt from."""
+
 MAX_VOXELS = 2**26
 """Of one volume: more than the training box at 0.5 mm."""
 _MAX_CONDITIONS, _MAX_LEVELS = 64, 256
@@ -120,6 +123,7 @@ def check_latent_diffusion(content: Any) -> None:
     _check_grid(content["image"])
     _check_covariates(content["covariates"])
     _check_provenance(content["provenance"])
+    _check_background(content)
     autoencoder, unet = content["autoencoder"], content["unet"]
     check("autoencoder", autoencoder, {**_LEVELS, "latent_channels": WIDTH}, _AUTOENCODER)
     _check_levels("autoencoder", autoencoder)
@@ -155,6 +159,7 @@ def check_gan(content: Any) -> None:
     _check_keys(content, "kind generator encoder image provenance")
     _check_grid(content["image"])
     _check_provenance(content["provenance"])
+    _check_background(content)
     generator, encoder = content["generator"], content["encoder"]
     side = whole(1, MAX_VOXELS)
     check(
@@ -235,6 +240,11 @@ def _check_covariates(covariates: Any) -> None:
         low, high = item.get("low", 0.0), item.get("high", 1.0)
         if not low < high or not math.isfinite(float(high) - float(low)):
             raise UserError(f"covariates[{place}]: its range {low!r} to {high!r} has no width.")
+
+
+def _check_background(content: Mapping[str, Any]) -> None:
+    if not isinstance(content.get(ZERO_BACKGROUND, False), bool):
+        raise UserError(f"{ZERO_BACKGROUND} is {shown(content[ZERO_BACKGROUND])}; true or false is wanted.")
 
 
 def _check_provenance(provenance: Any) -> None:

@@ -19,7 +19,7 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.models.build import build
 from brainldm.models.vector_gan import VolumeCritic, VolumeGenerator
 from brainldm.volumes.grids import Grid
-from brainldm.weights.description import check_gan
+from brainldm.weights.description import ZERO_BACKGROUND, check_gan
 from brainldm.weights.model_folder import Model, load_model
 from brainldm.weights.parameter_files import FORMAT_VERSION, LATENT_DIFFUSION, ModelFolder, open_folder, write_folder
 
@@ -34,6 +34,7 @@ class GanSpec:
     """Everything about a baseline but its weights; what model.json holds.
 
     `generator` and `encoder` (None for an LSGAN) are constructor arguments (dtype by name). It has no conditions.
+    `zero_background` is that of `ModelSpec`.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class GanSpec:
     encoder: dict[str, Any] | None
     grid: Grid
     provenance: dict[str, Any]
+    zero_background: bool = False
 
     @property
     def covariates(self) -> Covariates:
@@ -80,6 +82,7 @@ class GanSpec:
             "encoder": self.encoder,
             "image": self.grid.to_json(),
             "provenance": self.provenance,
+            **({ZERO_BACKGROUND: True} if self.zero_background else {}),
         }
 
     @classmethod
@@ -87,7 +90,9 @@ class GanSpec:
         """The reverse of `to_json`. Raises UserError for what is no description of a baseline."""
         check_gan(content)
         names = ("kind", "generator", "encoder", "provenance")
-        return cls(grid=Grid.from_json(content["image"]), **{name: content[name] for name in names})
+        background = content.get(ZERO_BACKGROUND, False)
+        grid = Grid.from_json(content["image"])
+        return cls(grid=grid, zero_background=background, **{name: content[name] for name in names})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from brainldm.models.autoencoder import AutoencoderKL
 from brainldm.models.build import build
 from brainldm.models.unet import DiffusionUNet
 from brainldm.volumes.grids import Grid
-from brainldm.weights.description import check_latent_diffusion
+from brainldm.weights.description import ZERO_BACKGROUND, check_latent_diffusion
 from brainldm.weights.parameter_files import FORMAT_VERSION, LATENT_DIFFUSION, open_folder, write_folder
 
 AUTOENCODER, UNET = "autoencoder.safetensors", "unet.safetensors"
@@ -35,6 +35,7 @@ class ModelSpec:
 
     `autoencoder` and `unet` are constructor arguments (dtype by name), `schedule` those of make_schedule,
     `sampling` how samples are drawn by default, `demography` whose conditions it was trained on (None: not known).
+    `zero_background` says that there is nothing around the brains that it learnt from.
     """
 
     autoencoder: dict[str, Any]
@@ -47,6 +48,7 @@ class ModelSpec:
     covariates: Covariates
     provenance: dict[str, Any]
     demography: Demography | None = None
+    zero_background: bool = False
 
     @property
     def kind(self) -> str:
@@ -88,6 +90,7 @@ class ModelSpec:
             "covariates": self.covariates.to_json(),
             "provenance": self.provenance,
             **({} if self.demography is None else {"demography": self.demography.to_json()}),
+            **({ZERO_BACKGROUND: True} if self.zero_background else {}),
         }
 
     @classmethod
@@ -100,10 +103,11 @@ class ModelSpec:
             covariates=covariates,
             demography=None if demography is None else Demography.from_json(demography, covariates),
             sampling=Sampling(**content["sampling"]),
+            zero_background=content.get(ZERO_BACKGROUND, False),
             **{
                 field.name: content[field.name]
                 for field in dataclasses.fields(cls)
-                if field.name not in ("grid", "covariates", "sampling", "demography")
+                if field.name not in ("grid", "covariates", "sampling", "demography", "zero_background")
             },
         )
 

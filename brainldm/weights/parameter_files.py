@@ -54,7 +54,7 @@ def model_path(folder: str | Path) -> Path:
     here, inside = Path(folder), Path(str(files("brainldm"))) / BUNDLED
     if str(folder) != BUNDLED:
         return here
-    if (here / SPEC).exists() and not here.samefile(inside):
+    if (here / SPEC).exists() and here.resolve() != inside.resolve():
         raise UserError(
             f"{BUNDLED}: the model that comes with brainldm, and there is a model folder of this name here. Give "
             f"{here.resolve()} if you mean that one, or work in another folder."
