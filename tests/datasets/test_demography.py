@@ -134,9 +134,7 @@ def test_people_of_a_table_go_on_from_their_own_age_and_values(demography):
         session_conditions(COVARIATES, demography, "age", [60.0, 70.0], [{"sex": "F"}])
 
 
-@pytest.mark.parametrize(
-    "text", ["age", "age=60", "age=70,60", "age=60,60", "age=60,x", "sex=F,M", "size=1,2"]
-)
+@pytest.mark.parametrize("text", ["age", "age=60", "age=70,60", "age=60,60", "age=60,x", "sex=F,M", "size=1,2"])
 def test_sessions_that_are_none_are_refused(text):
     with pytest.raises(UserError):
         parse_sessions(COVARIATES, text)
