@@ -72,6 +72,11 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME=LOW:HIGH:COUNT|NAME=A|B",
         help="draw every brain COUNT times, noise and all else as they are",
     )
+    parser.add_argument(
+        "--sessions",
+        metavar="NAME=V1,V2,...",
+        help="draw every person several times, as at the ages of age=60,65,70: noise and rank among others stay",
+    )
     parser.add_argument("--extrapolate", action="store_true", help="allow conditions that the model never saw")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's)")
     parser.add_argument("--eta", type=float, help="0 deterministic DDIM, 1 ancestral (default: the model's)")
@@ -114,6 +119,7 @@ def run(options: argparse.Namespace) -> None:
         draw_conditions,
         percentiles,
         read_conditions,
+        session_conditions,
         sweep_conditions,
         table_ids,
     )
@@ -143,6 +149,9 @@ def run(options: argparse.Namespace) -> None:
             "--participants and single conditions, --uniform or --population exclude each other. Put the conditions "
             "into the table."
         )
+    if options.sessions and (options.sweep or options.uniform):
+        other = "--sweep" if options.sweep else "--uniform"
+        raise UserError(f"--sessions and {other} exclude each other. Leave one out.")
     if options.n is not None and not 1 <= options.n <= MOST:
         raise UserError(
             f"--n is {options.n}; it must be at least 1 and at most {MOST:,}. For more, make datasets with different "
@@ -178,6 +187,7 @@ def run(options: argparse.Namespace) -> None:
             "--only-asked: this model needs all its conditions, because it was trained without "
             "config.loss.covariate_dropout. Leave the flag out: what is not asked for is drawn."
         )
+    visits = _sessions(options, model.spec, named) if options.sessions else None
     if options.participants:
         rows = read_conditions(options.participants, covariates, model.spec.takes_subsets)[: options.n]
         if not options.sweep and (ids := table_ids(options.participants)) is not None:
@@ -192,6 +202,9 @@ def run(options: argparse.Namespace) -> None:
         alone = len(rows)
         rows = sweep_conditions(covariates, options.sweep, rows)
         settings = dataclasses.replace(settings, repeat=len(rows) // alone)
+    if visits is not None:
+        rows = session_conditions(covariates, _demography(options, model.spec), *visits, rows)
+        settings = dataclasses.replace(settings, repeat=len(visits[1]), sessions=True)
     if said := generation_advice(model.spec, options.batch_size, device_memory()):
         log(said)
     generate(model, options.out, rows, settings, shard=shard, verify=options.verify, ids=ids)
@@ -199,6 +212,23 @@ def run(options: argparse.Namespace) -> None:
         log(f"Share {shard[0]} of {shard[1]} is done. After the last one: brainldm finalize {options.out}")
     if backend is not None:
         _write_labels(options.out, backend)
+
+
+def _sessions(options: argparse.Namespace, spec: ModelSpec, named: dict[str, str]) -> tuple[str, list[float]]:
+    """What differs between sessions, and its values; the first of them is asked for in `named`."""
+    from brainldm.generation.conditions import parse_sessions
+
+    if spec.demography is None:
+        raise UserError(
+            "--sessions: the model does not say what goes with what among the people that it was trained on. Export it "
+            "again from its work dirs, or draw with --sweep, which leaves all else as it is."
+        )
+    name, values = parse_sessions(spec.covariates, options.sessions)
+    if name in named:
+        raise UserError(f"{name} is asked for by itself and by --sessions. Leave one out.")
+    if not options.participants:
+        named[name] = str(values[0])
+    return name, values
 
 
 def _demography(options: argparse.Namespace, spec: ModelSpec) -> Demography | None:
@@ -227,7 +257,7 @@ def _require_nothing_asked(options: argparse.Namespace, named: dict[str, str], a
     """Raise UserError for a condition or a setting of the sampler, of a model that has neither."""
     from brainldm.weights.parameter_files import KINDS, open_folder
 
-    people = [name for name in ("participants", "population", "uniform", "sweep") if getattr(options, name)]
+    people = [name for name in ("participants", "population", "uniform", "sweep", "sessions") if getattr(options, name)]
     if people or named or asked:
         kind = KINDS[open_folder(options.model).kind]
         given = ", ".join([f"--{name}" for name in people] or named or asked).replace("num_", "")

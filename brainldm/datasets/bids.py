@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from brainldm.datasets.scans import (
     own_table,
     scan_name,
 )
+from brainldm.datasets.sessions import read_sessions, with_sessions
 from brainldm.datasets.tables import Table, read_table
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically, write_json
@@ -36,19 +37,20 @@ _SPLITS = {
 }
 
 
-def image_path(root: Path, participant_id: str, space: str | None = None) -> Path:
-    """Where the T1w image of a participant without sessions goes."""
+def image_path(root: Path, participant_id: str, space: str | None = None, session_id: str | None = None) -> Path:
+    """Where the T1w image of a participant, or of a session of one, goes."""
     label = f"_space-{space}" if space else ""
-    return Path(root) / participant_id / "anat" / f"{participant_id}{label}_T1w.nii.gz"
+    name = f"{scan_name(participant_id, session_id)}{label}_T1w.nii.gz"
+    return Path(root) / participant_id / (session_id or "") / "anat" / name
 
 
 def read_participants(path: str | Path, wanted: Collection[str] = STANDARD, keep: Collection[str] = ()) -> Table:
     """A participants table as text in standard form (see `tables.read_table`), one row per scan.
 
-    `path` is the table or the root of a dataset. Raises UserError when it is absent, unreadable or empty, has no
-    column participant_id, or a column whose unit or coding cannot be known.
+    `path` is the table or the root of a dataset, whose tables of sessions are read too. Raises UserError when
+    it is absent, unreadable or empty, has no column participant_id, or a column whose unit or coding cannot be known.
     """
-    path = Path(path)
+    path = root = Path(path)
     if not path.exists():
         raise UserError(
             f"{path}: no such folder or table. Give the root of a BIDS dataset (it holds participants.tsv)."
@@ -65,7 +67,7 @@ def read_participants(path: str | Path, wanted: Collection[str] = STANDARD, keep
         raise UserError(
             f"{path}: no column participant_id (found: {', '.join(table.columns)}). Is the table separated by tabs?"
         )
-    return table
+    return with_sessions(table, read_sessions(root, table, wanted, keep)) if root.is_dir() else table
 
 
 def read_dataset(
@@ -73,7 +75,8 @@ def read_dataset(
 ) -> Dataset:
     """The scans of a BIDS dataset in the order of their names, with their conditions.
 
-    A row of participants.tsv is a scan; with a session_id column a participant may have several. A row with a missing
+    A row of participants.tsv is a scan; with a session_id column, or a sub-X_sessions.tsv, a participant may have
+    several. A row with a missing
     or odd value, a bad id, a second row of one name, or without exactly one image inside the dataset cannot be used:
     such rows are left out and listed when their fraction is at most `max_excluded`. Without `need_images` a scan
     whose image is not there stays, with the path None.
@@ -199,17 +202,21 @@ def write_dataset_files(
         "GeneratedBy": [dict(generated_by)],
         **(extra or {}),
     }
-    names = ["participant_id", *columns]
-    text = io.StringIO()
-    table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(names)
-    table.writerows([_cell(row.get(name)) for name in names] for row in rows)
     write_json(root / "dataset_description.json", description)
     write_json(root / "participants.json", columns)
     if sidecar is not None:
         write_json(root / "T1w.json", sidecar)
     write_atomically(root / "README", readme.encode())
-    write_atomically(root / "participants.tsv", text.getvalue().encode())
+    write_atomically(root / "participants.tsv", table_bytes(["participant_id", *columns], rows))
+
+
+def table_bytes(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A table with the columns `names` as BIDS writes it, separated by tabs."""
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t", lineterminator="\n")
+    table.writerow(names)
+    table.writerows([_cell(row.get(name)) for name in names] for row in rows)
+    return text.getvalue().encode()
 
 
 def _cell(value: Any) -> Any:

@@ -55,10 +55,13 @@ class Demography:
             low, high = ndtri(np.clip(ends[place : place + 2] / ends[-1], 0.0, 1.0))
             return (float(low), float(high))
         low, high = value if isinstance(value, tuple) else (value, value)
+        return tuple(map(float, self.scores(name, [low, high])))
+
+    def scores(self, name: str, values: Sequence[float]) -> np.ndarray:
+        """The scores of values of the number `name`; the reverse of `values`."""
         table = self.quantiles[name]
-        probability = np.linspace(0, 1, len(table))
-        found = ndtri(np.interp([low, high], table, probability))
-        return tuple(float(score) for score in np.clip(found, -_FARTHEST, _FARTHEST))
+        found = ndtri(np.interp(values, table, np.linspace(0, 1, len(table))))
+        return np.clip(found, -_FARTHEST, _FARTHEST)
 
     def values(self, name: str, scores: np.ndarray) -> list[float | str]:
         """The values of `name` at scores."""
@@ -98,6 +101,34 @@ class Demography:
         weights = np.linalg.solve(within, across) if others else np.zeros(0)
         spread = np.sqrt(max(1 - weights @ across, 1e-6))
         return 100 * float(ndtr((self.bounds(name, value)[0] - weights @ scores) / spread))
+
+    def carry(
+        self, rows: Sequence[Mapping[str, float | str]], name: str, to: Sequence[float]
+    ) -> list[dict[str, list[float]]]:
+        """The other numbers of each of `rows` while its number `name` goes through the values `to`: by name, one each.
+
+        A row has some or all conditions, `name` among them. Its levels stay, and its other numbers keep their rank
+        among people with the same levels and the same value of `name`: of the scores z = B f + r, f those of `name` and
+        the levels, the residual r stays. What a value has beyond the quantiles is added to all.
+        """
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for number, row in enumerate(rows):
+            alike.setdefault(tuple(other for other in self.names if other in row), []).append(number)
+        carried: list[dict[str, list[float]]] = [{} for _ in rows]
+        for names, numbers in alike.items():
+            given = [self.names.index(other) for other in (name, *(n for n in names if n in self.shares))]
+            steps = self.scores(name, to) - self.scores(name, [rows[k][name] for k in numbers])[:, None]
+            for other in names:
+                if other == name or other in self.shares:
+                    continue
+                across = self.correlation[given, self.names.index(other)]
+                weight = np.linalg.solve(self.correlation[np.ix_(given, given)], across)[0]
+                before = np.array([rows[k][other] for k in numbers], np.float64)
+                scores = self.scores(other, before)[:, None]
+                change = np.subtract(self.values(other, scores + weight * steps), self.values(other, scores))
+                for k, values in zip(numbers, (before[:, None] + change).tolist(), strict=True):
+                    carried[k][other] = values
+        return carried
 
     # changes and files
 

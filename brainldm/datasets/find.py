@@ -17,6 +17,7 @@ from brainldm.datasets.covariates import is_missing
 from brainldm.datasets.folders import STAGE, find_bids, find_in_folder, is_bids, matches, name_files
 from brainldm.datasets.joining import join_values
 from brainldm.datasets.scans import Excluded, Scan, ScanError, clean_id, ids_of_file, own_table, scan_name
+from brainldm.datasets.sessions import read_sessions
 from brainldm.datasets.tables import Table, read_table
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_file
@@ -58,6 +59,8 @@ def find_scans(source: str | Path, *, table: str | Path | None = None, pattern: 
         scans, excluded = (find_bids if is_bids(source) else find_in_folder)(source, pattern)
         if own.exists():
             tables.append(read_table(own, keep=("split",)))
+            if (sessions := read_sessions(source, tables[0])) is not None:
+                tables.append(sessions)
     elif is_image_name(source.name):
         scans, excluded = name_files([(source, source.name)], ())
     elif source.suffix.lower() == ".txt":

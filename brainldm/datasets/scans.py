@@ -18,6 +18,7 @@ from brainldm.runtime.errors import UserError
 
 _PARTICIPANT = re.compile(r"sub-[0-9A-Za-z+]{1,64}")
 _SESSION = re.compile(r"ses-[0-9A-Za-z+]{1,64}")
+_SCAN = re.compile(r"sub-[0-9A-Za-z+]{1,64}(?:_ses-[0-9A-Za-z+]{1,64})?")
 _ENTITIES = re.compile(r"sub-([0-9A-Za-z+]{1,64})(?:_ses-([0-9A-Za-z+]{1,64}))?(?=[_.])")
 
 
@@ -95,6 +96,11 @@ def is_participant_id(text: str) -> bool:
 def is_session_id(text: str) -> bool:
     """Whether `text` is ses- and a BIDS label."""
     return bool(_SESSION.fullmatch(text))
+
+
+def is_scan_name(text: str) -> bool:
+    """Whether `text` is what `scan_name` makes of BIDS ids."""
+    return bool(_SCAN.fullmatch(text))
 
 
 def is_t1w_name(name: str) -> bool:

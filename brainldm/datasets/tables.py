@@ -27,6 +27,9 @@ _IDS = "participant_id participant subject_id subjectid subject sub_id sub eid f
 _SESSIONS = "session_id session ses"
 _NUMBER_WITH_COMMA = re.compile(r"-?\d+,\d+")
 
+Cells = tuple[list[str], list[list[str]]]
+"""A header and rows of as many cells."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
@@ -56,8 +59,18 @@ def read_table(path: str | Path, wanted: Collection[str] = STANDARD, keep: Colle
     cannot be known.
     """
     path = Path(path)
-    columns, cells = _read_cells(path)
-    described = _read_descriptions(path)
+    return table_of(path, read_cells(path), read_descriptions(path), wanted, keep)
+
+
+def table_of(
+    path: Path,
+    content: Cells,
+    described: Mapping[str, Mapping[str, Any]],
+    wanted: Collection[str] = STANDARD,
+    keep: Collection[str] = (),
+) -> Table:
+    """What `read_table` makes of the cells of a table and the descriptions of its columns."""
+    columns, cells = content
     sources, notes = _choose_columns(columns, wanted, path)
     ids, session = _first_of(_IDS, columns), _first_of(_SESSIONS, columns)
     taken = {index for index, _ in sources.values()}
@@ -86,8 +99,8 @@ def read_table(path: str | Path, wanted: Collection[str] = STANDARD, keep: Colle
     return Table(path, names, rows, problems, tuple(notes), ids, session)
 
 
-def _read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows, all of one length."""
+def read_cells(path: Path) -> Cells:
+    """The header and the rows of a table, as text, all of one length. Raises UserError for a file that is no table."""
     content = read_file(path)
     if content[:4] == b"PK\x03\x04" or path.suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise UserError(f"{path}: a spreadsheet program's own file. Save it as CSV (UTF-8) and give that.")
@@ -119,7 +132,7 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
     return columns, [line for _, line in numbered[1:]]
 
 
-def _read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
+def read_descriptions(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """What the JSON file beside a table says of its columns."""
     for beside in (path.with_suffix(".json"), path.with_name("participants.json")):
         if not os.path.lexists(beside):

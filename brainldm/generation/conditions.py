@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ from brainldm.datasets.bids import read_participants
 from brainldm.datasets.covariates import Covariate, Covariates
 from brainldm.datasets.demography import Demography
 from brainldm.datasets.scans import is_participant_id
+from brainldm.generation.job import Row
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.rules import is_number, shown
 
 MOST_SWEPT = 1000
+MOST_SESSIONS = 99
 _AT_ONCE = 4096
 """Rows that are drawn at once."""
 
@@ -141,6 +144,49 @@ def sweep_conditions(
             f"{name}=A|B."
         )
     return [{**row, item.name: value} for row in rows for value in values]
+
+
+def parse_sessions(covariates: Covariates, text: str) -> tuple[str, list[float]]:
+    """Of "NAME=V1,V2,...", the number that differs between the sessions of a person, and its values.
+
+    Raises UserError for a text that is none, of a condition that the model does not have, or of values that do not
+    rise.
+    """
+    name, _, rest = text.partition("=")
+    item = covariates[name.strip()]
+    parts = rest.split(",")
+    values = [] if item.levels else [float(item.parse(part, "--sessions")) for part in parts]
+    if not 2 <= len(values) <= MOST_SESSIONS or any(a >= b for a, b in itertools.pairwise(values)):
+        raise UserError(
+            f"--sessions {text}: a number of the model and its rising values are wanted, 2 to {MOST_SESSIONS} of them, "
+            "as age=60,65,70."
+        )
+    return item.name, values
+
+
+def session_conditions(
+    covariates: Covariates, demography: Demography, name: str, values: Sequence[float], rows: Sequence[Row]
+) -> list[dict[str, float | str]]:
+    """Each of `rows`, a person, once for every value of `name`, with the other numbers carried along: see
+    `Demography.carry`. Raises UserError for a row without `name`."""
+    for number, row in enumerate(rows, 1):
+        if name not in row:
+            raise UserError(
+                f"Person {number}: {name} is not given, so what the other conditions are at another is not known."
+            )
+    sessions = []
+    for row, carried in zip(rows, demography.carry(rows, name, values), strict=True):
+        for k, value in enumerate(values):
+            changed = {
+                other: _rounded(found[k], *_reach(covariates[other], row[other])) for other, found in carried.items()
+            }
+            sessions.append({**row, **(changed if value != row[name] else {}), name: value})
+    return sessions
+
+
+def _reach(item: Covariate, value: float) -> tuple[float, float]:
+    """The limits of a condition, wide enough for a value that a person has."""
+    return min(item.limits[0], value), max(item.limits[1], value)
 
 
 def _rounded(value: float, low: float, high: float) -> float:

@@ -64,6 +64,7 @@ class Settings:
     extrapolate: allow conditions outside what the model was trained on.
     chunk_size: brains that shards take in turn (None: a batch).
     repeat: consecutive brains that share their noise, as those of a sweep.
+    sessions: whether these are the sessions of one person.
     """
 
     sampling: Sampling = Sampling()
@@ -72,6 +73,7 @@ class Settings:
     extrapolate: bool = False
     chunk_size: int | None = None
     repeat: int = 1
+    sessions: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -99,8 +101,8 @@ def generate(
     Sample k is drawn with the key folded from (settings.seed, k // settings.repeat). A brain that the manifest has, and
     whose file has the recorded length (with `verify`: the recorded SHA-256), is not drawn again. `shard` (i, n), from
     1, does its share of the brains, and needs nothing from the others; `finalize` then makes one dataset of them. A run
-    for the whole ends with that. `note` ends the dataset's README. `ids` name the subjects, one for each row, as
-    sub-0001 (None: numbered).
+    for the whole ends with that. `note` ends the dataset's README. `ids` name the subjects, one for each row
+    (with sessions: each `settings.repeat` rows), as sub-0001 (None: numbered).
 
     Raises UserError when `out` holds something else, was begun as another dataset, or another run of the same shard is
     at work in it, and for conditions outside the model's ranges; Stopped after SIGTERM or Ctrl-C and on a full disk,
@@ -200,6 +202,7 @@ def _job(
         shards=shards,
         chunk_size=settings.chunk_size or settings.batch_size,
         repeat=settings.repeat,
+        sessions=settings.sessions,
         ids=None if ids is None else tuple(ids),
         about={
             "columns": columns,

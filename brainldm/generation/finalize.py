@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.dataset_page import PAGE, write_dataset_page
 from brainldm.generation.job import JOB, Job, read_job
 from brainldm.generation.manifest import Entry, find_problems, read_manifests, shard_is_done
+from brainldm.generation.sessions import split_columns, write_session_tables
 from brainldm.generation.subject import MARK
 from brainldm.runtime.errors import BrainldmError
 from brainldm.runtime.files import SUMS, file_sha256, write_atomically
@@ -61,22 +62,23 @@ def finalize(out: str | os.PathLike, full: bool = True) -> int:
     entries = sorted(read_manifests(out), key=lambda entry: entry["index"])
     wrong = [f"{name} is recorded {n} times" for name, n in Counter(e["id"] for e in entries).items() if n > 1]
     there = {entry["index"] for entry in entries}
-    wrong += [f"{job.subject_id(index)} is not recorded" for index in range(job.count) if index not in there]
+    wrong += [f"{job.name(index)} is not recorded" for index in range(job.count) if index not in there]
     wrong += [f"{name} is {what}" for name, what in find_problems(out, entries, full).items()]
     if wrong:
         raise BrainldmError(
             f"{out}: {len(wrong)} of {format_count(job.count, 'brain')} are not as they should be: "
             f"{format_names(wrong)}. The `brainldm generate` that made them, with --verify, draws them again."
         )
-    _write_tables(out, job, entries)
+    more = _write_tables(out, job, entries)
     sampling = job.sampling
     sampler = f"{SAMPLER_NAMES[sampling.sampler]}, {sampling.num_steps} steps" if sampling else ""
     write_dataset_page(out, job, entries, sampler)
-    _write_sums(out, entries)  # last: a folder with it is finished
+    _write_sums(out, entries, more)  # last: a folder with it is finished
     return len(entries)
 
 
-def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
+def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, str]:
+    """Write the tables; the SHA-256 of those that not every dataset has, by path."""
     about, sampling, kind = job.about, job.sampling, KINDS[job.kind]
     made_by = f"{kind.removeprefix('a ')} {job.model_sha256}"
     if sampling is not None:
@@ -90,14 +92,20 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
             "Description": "whether a condition lies outside what the model was trained on",
             "Levels": {"true": "outside", "false": "inside"},
         }
+    rows = [
+        {
+            "participant_id": job.subject_id(e["index"]),
+            **e["conditions"],
+            "extrapolated": str(e["extrapolated"]).lower(),
+        }
+        for e in entries
+    ]
+    of_people, of_sessions = split_columns(job, columns)
     write_dataset_files(
         out,
         name="Synthetic T1w brains",
-        rows=[
-            {"participant_id": e["id"], **e["conditions"], "extrapolated": str(e["extrapolated"]).lower()}
-            for e in entries
-        ],
-        columns=columns,
+        rows=rows[:: job.repeat] if job.sessions else rows,
+        columns=of_people,
         generated_by={
             "Name": "brainldm",
             "Version": job.version,
@@ -127,12 +135,13 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> None:
         },
         sidecar=_sidecar(job),
     )
+    return write_session_tables(out, job, entries, rows, of_sessions)
 
 
-def _write_sums(out: Path, entries: Sequence[Entry]) -> None:
+def _write_sums(out: Path, entries: Sequence[Entry], more: Mapping[str, str]) -> None:
     tables = ("dataset_description.json", "participants.tsv", "participants.json", "README", "CHANGES", "T1w.json")
     others = {name: file_sha256(out / name) for name in (*tables, JOB, PAGE)}
-    sums = {entry["file"]: entry["sha256"] for entry in entries} | others
+    sums = {entry["file"]: entry["sha256"] for entry in entries} | others | more
     write_atomically(out / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from brainldm import __version__
-from brainldm.datasets.scans import is_participant_id
+from brainldm.datasets.scans import is_participant_id, scan_name
 from brainldm.diffusion.sampling import Sampling
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_json
-from brainldm.runtime.rules import TEXT, Rule, check, is_list, one_of, whole
+from brainldm.runtime.rules import BOOL, TEXT, Rule, check, is_list, one_of, whole
 from brainldm.runtime.shards import Shard
 from brainldm.weights.parameter_files import KINDS
 
@@ -35,7 +35,7 @@ class Job:
     of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size` brains each. `about` is what
     the dataset's files say besides: descriptions of the columns, the model's origin. `repeat` consecutive brains share
     their noise, as those of a sweep do. `ids` are the subjects' where a table gives them, else they are numbered.
-    `begun` is a date, YYYY-MM-DD.
+    With `sessions` such brains are one person's, who has one of the `ids`. `begun` is a date, YYYY-MM-DD.
     """
 
     model_sha256: str
@@ -52,12 +52,27 @@ class Job:
     ids: tuple[str, ...] | None = None
     version: str = __version__
     begun: str = ""
+    sessions: bool = False
+
+    @property
+    def people(self) -> int:
+        """How many subjects there are."""
+        return self.count // self.repeat if self.sessions else self.count
 
     def subject_id(self, index: int) -> str:
-        """Of the table, or `sub-0001` for index 0, with as many digits as the last one needs."""
+        """Whose brain it is: of the table, or `sub-0001` for the first, with as many digits as the last one needs."""
+        person = index // self.repeat if self.sessions else index
         if self.ids is not None:
-            return self.ids[index]
-        return f"sub-{index + 1:0{max(4, len(str(self.count)))}d}"
+            return self.ids[person]
+        return f"sub-{person + 1:0{max(4, len(str(self.people)))}d}"
+
+    def session_id(self, index: int) -> str | None:
+        """`ses-01` for the first of a person, None where a person has one brain."""
+        return f"ses-{index % self.repeat + 1:02d}" if self.sessions else None
+
+    def name(self, index: int) -> str:
+        """What a brain is called: `sub-0001`, or `sub-0001_ses-01`."""
+        return scan_name(self.subject_id(index), self.session_id(index))
 
     def indices(self, shard: Shard) -> list[int]:
         """The brains of a shard, ascending: chunks of `chunk_size` are dealt to the shards in turn."""
@@ -88,13 +103,14 @@ def read_job(out: str | os.PathLike) -> Job:
         raise UserError(f"{out}: holds no {JOB}, so `brainldm generate` did not make it. Give a folder that it made.")
     content = read_json(path)
     try:
-        check(f"{path}: the job", content, _RULES)
+        check(f"{path}: the job", content, _RULES, _LATER)
         content.pop("format")
         sampling, ids = content["sampling"], content["ids"]
-        if ids is not None and len(ids) != content["count"]:
-            raise UserError(f"{path}: has {len(ids)} ids for {content['count']} brains.")
         content["ids"] = None if ids is None else tuple(ids)
-        return Job(**{**content, "sampling": None if sampling is None else Sampling(**sampling)})
+        job = Job(**{**content, "sampling": None if sampling is None else Sampling(**sampling)})
+        if ids is not None and len(ids) != job.people:
+            raise UserError(f"{path}: has {len(ids)} ids for {job.people} people.")
+        return job
     except TypeError as error:  # a setting that `Sampling` does not have
         raise UserError(f"{path}: sampling cannot be understood ({error}).") from error
     except UserError as error:
@@ -141,7 +157,9 @@ _RULES = {
     "version": TEXT,
     "begun": TEXT,
 }
-"""What the file of a job may hold."""
+"""What the file of a job holds."""
+_LATER = {"sessions": BOOL}
+"""What it holds besides, unless an earlier version wrote it."""
 _ABOUT = {"columns", "note", "trained_on", "embedded_population"}
 
 
@@ -163,6 +181,7 @@ _WORDS = {
     "about": "note or columns",
     "ids": "subjects",
     "repeat": "brains with the same noise",
+    "sessions": "sessions of a person",
     "version": "version of brainldm",
     "begun": "begun",
 }

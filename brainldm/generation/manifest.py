@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from brainldm.datasets.scans import is_participant_id
+from brainldm.datasets.scans import is_scan_name
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, open_regular, parse_line, read_json, write_atomically
 from brainldm.runtime.rules import BOOL, COUNT, TEXT, Rule, number, whole
@@ -28,7 +28,7 @@ Entry = Mapping[str, Any]
 _LOOKING = 4
 """Threads that look at files."""
 _RULES = {
-    "id": Rule("a BIDS id", lambda v: isinstance(v, str) and is_participant_id(v)),
+    "id": Rule("a BIDS id", lambda v: isinstance(v, str) and is_scan_name(v)),
     "index": COUNT,
     "file": Rule("a path inside", lambda v: isinstance(v, str) and v.startswith("sub-") and ".." not in v),
     "bytes": whole(0),

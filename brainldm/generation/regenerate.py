@@ -54,7 +54,7 @@ def regenerate(
         raise UserError(f"{to}: exists, and nothing is overwritten. Give another name.")
     entry = next((entry for entry in read_manifests(out) if entry["id"] == subject), None)
     if entry is None:
-        raise UserError(f"{out}: no manifest of it has {subject}. Its brains are {job.subject_id(0)} and on.")
+        raise UserError(f"{out}: no manifest of it has {subject}. Its brains are {job.name(0)} and on.")
     sample = make_sampler(model, job.sampling or Sampling(), batch_size=job.batch_size)
     conditions = model.spec.covariates.encode([entry["conditions"]])
     volume = sample(job.seed, np.array([entry["index"] // job.repeat]), conditions)[0]

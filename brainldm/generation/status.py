@@ -59,12 +59,12 @@ def verify(out: str | os.PathLike, full: bool = False) -> tuple[int, dict[str, s
     those of another SHA-256, and images that no manifest has. Raises UserError for a folder that `generate` did not
     make."""
     out = Path(out)
-    read_job(out)
+    job = read_job(out)
     entries = list(read_manifests(out))
     known = {entry["file"] for entry in entries}
     strange = {
         path.relative_to(out).as_posix(): "in no manifest"
-        for path in out.glob("sub-*/anat/*.nii.gz")
+        for path in out.glob("sub-*/ses-*/anat/*.nii.gz" if job.sessions else "sub-*/anat/*.nii.gz")
         if path.name.endswith("_T1w.nii.gz") and path.relative_to(out).as_posix() not in known
     }
     return len(entries), find_problems(out, entries, full) | strange

@@ -25,7 +25,7 @@ class BadBrain(Exception):
 
 def subject_path(out: Path, job: Job, index: int) -> Path:
     """Where the image of a brain goes."""
-    return image_path(out, job.subject_id(index), SPACE)
+    return image_path(out, job.subject_id(index), SPACE, job.session_id(index))
 
 
 def image_bytes(job: Job, volume: np.ndarray, affine: np.ndarray) -> bytes:
@@ -48,15 +48,15 @@ def write_subject(
     Raises BadBrain for a volume that is not finite or has one value everywhere: such are never written.
     """
     if not np.isfinite(volume).all():
-        raise BadBrain(f"{job.subject_id(index)}: the model made voxels that are not finite")
+        raise BadBrain(f"{job.name(index)}: the model made voxels that are not finite")
     if volume.min() == volume.max():
-        raise BadBrain(f"{job.subject_id(index)}: the model made one value everywhere")
+        raise BadBrain(f"{job.name(index)}: the model made one value everywhere")
     volume = finish(volume)
     path = subject_path(out, job, index)
     content = image_bytes(job, volume, affine)
     write_atomically(path, content)
     return {
-        "id": job.subject_id(index),
+        "id": job.name(index),
         "index": index,
         "seed": job.seed,
         "noise": index // job.repeat,

@@ -73,6 +73,55 @@ def test_sessions_and_spaces_are_found(tmp_path):
     assert [r.name for r in read_dataset(tmp_path, COVARIATES)] == ["sub-1_ses-b"]
 
 
+def sessions_dataset(root):
+    """Two people with a table of sessions each, of other columns, and one without."""
+    for name in ("sub-1/ses-a", "sub-1/ses-b", "sub-2/ses-a", "sub-3"):
+        path = root / name / "anat" / f"{name.replace('/', '_')}_T1w.nii.gz"
+        write_volume(path, np.random.default_rng(0).random((4, 4, 4)), GRID.affine)
+    (root / "participants.tsv").write_text("participant_id\tsex\tage\nsub-1\tF\t61\nsub-2\tM\t62\nsub-3\tF\t63\n")
+    (root / "sessions.json").write_text('{"brain_ml": {"Units": "mL"}}')
+    (root / "sub-1/sub-1_sessions.tsv").write_text("session_id\tage\tbrain_ml\nses-a\t60\t1400\nses-b\t70\t1380\n")
+    (root / "sub-2/sub-2_sessions.tsv").write_text("session_id\tbrain_ml\tage\nses-a\t1500\tn/a\n")
+    return root
+
+
+def test_what_differs_between_sessions_is_read_from_their_tables(tmp_path):
+    root = sessions_dataset(tmp_path)
+    expected = {
+        "sub-1_ses-a": {"sex": "F", "age": 60.0},
+        "sub-1_ses-b": {"sex": "F", "age": 70.0},
+        "sub-2_ses-a": {"sex": "M", "age": 62.0},
+        "sub-3": {"sex": "F", "age": 63.0},
+    }
+    covariates = Covariates(COVARIATES.items[:2])
+    assert {scan.name: scan.covariates for scan in read_dataset(root, covariates)} == expected
+    found = {scan.name: scan.covariates for scan in find_scans(root).scans}
+    assert {name: {"sex": row["sex"], "age": float(row["age"])} for name, row in found.items()} == expected
+    assert found["sub-1_ses-b"]["brain_ml"] == "1380"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda r: (r / "sub-1/sub-1_sessions.tsv").write_text("visit\tage\n1\t60\n"), "no column session_id"),
+        (lambda r: (r / "sub-1/sub-1_sessions.tsv").write_text("session_id\tage\nses-a\n"), "line 2: 1 fields"),
+        (lambda r: (r / "sub-1/sub-1_sessions.tsv").write_text("session_id\tage\nses-a\told\n"), "age is 'old'"),
+    ],
+)
+def test_broken_tables_of_sessions_are_refused(tmp_path, change, said):
+    change(sessions_dataset(tmp_path))
+    with pytest.raises(UserError, match=said):
+        read_dataset(tmp_path, Covariates(COVARIATES.items[:2]))
+
+
+def test_a_table_of_sessions_elsewhere_is_not_read(tmp_path):
+    root = sessions_dataset(tmp_path / "root")
+    table = (root / "sub-2/sub-2_sessions.tsv").rename(tmp_path / "outside.tsv")
+    (root / "sub-2/sub-2_sessions.tsv").symlink_to(table)
+    with pytest.raises(UserError, match="leads out of the dataset"):
+        read_dataset(root, Covariates(COVARIATES.items[:2]))
+
+
 @pytest.mark.parametrize(
     "change, said",
     [

@@ -7,7 +7,7 @@ import pytest
 
 from brainldm.datasets.covariates import Covariates, parse_extra
 from brainldm.datasets.demography import Demography, fit_demography
-from brainldm.generation.conditions import draw_conditions, sweep_conditions
+from brainldm.generation.conditions import draw_conditions, parse_sessions, session_conditions, sweep_conditions
 from brainldm.runtime.errors import UserError
 
 COVARIATES = Covariates()
@@ -100,6 +100,45 @@ def test_other_people_with_the_same_dependences(demography):
     for wanted, said in (({"age": [80, 70]}, "ascending"), ({"sex": [1, 2]}, "shares"), ({"size": [1, 2]}, "size")):
         with pytest.raises(UserError, match=said):
             demography.with_marginals(wanted, COVARIATES)
+
+
+def test_a_person_keeps_sex_and_rank_through_the_ages(demography):
+    first = draw_conditions(COVARIATES, 300, 2, {"age": "55"}, demography)
+    rows = session_conditions(COVARIATES, demography, "age", [55.0, 65.0, 75.0], first)
+    visits = [rows[k::3] for k in range(3)]
+    assert visits[0] == first
+    assert [set(column(visit, "age")) for visit in visits] == [{55.0}, {65.0}, {75.0}]
+    assert all(row["sex"] == visits[0][k]["sex"] for visit in visits for k, row in enumerate(visit))
+    for name, grows in (("ventricles_ml", 1), ("brain_ml", -1)):
+        values = np.stack([column(visit, name) for visit in visits])
+        assert (np.diff(values, axis=0) * grows >= 0).all() and (np.diff(values, axis=0) != 0).mean() > 0.98
+        # exp(0.02 * 10) for ten years, 4 mL a year: the changes of the people it was made of
+        change = np.median(values[2] / values[0]) if grows > 0 else np.median(values[0] - values[2])
+        assert change == pytest.approx(np.exp(0.02 * 20) if grows > 0 else 80, rel=0.15)
+        for row in (first[7], first[150]):
+            k = first.index(row)
+            said = [
+                demography.percentile(name, visit[k][name], {n: visit[k][n] for n in ("age", "sex")})
+                for visit in visits
+            ]
+            assert max(said) - min(said) < 3, (name, said)
+
+
+def test_people_of_a_table_go_on_from_their_own_age_and_values(demography):
+    person = {"sex": "M", "age": 60.4567, "ventricles_ml": 500.0, "brain_ml": 1500.0}
+    some = {"sex": "F", "age": 60.0}
+    rows = session_conditions(COVARIATES, demography, "age", [60.4567, 70.0], [person, some])
+    assert rows[0] == person and rows[1]["ventricles_ml"] >= 500.0 and rows[1]["brain_ml"] < 1500.0
+    assert rows[2:] == [{"sex": "F", "age": 60.4567}, {"sex": "F", "age": 70.0}]
+    with pytest.raises(UserError, match="Person 1: age is not given"):
+        session_conditions(COVARIATES, demography, "age", [60.0, 70.0], [{"sex": "F"}])
+
+
+@pytest.mark.parametrize("text", ["age", "age=60", "age=70,60", "age=60,60", "age=60,x", "sex=F,M", "size=1,2"])
+def test_sessions_that_are_none_are_refused(text):
+    with pytest.raises(UserError):
+        parse_sessions(COVARIATES, text)
+    assert parse_sessions(COVARIATES, "age=60,65.5") == ("age", [60.0, 65.5])
 
 
 @pytest.mark.parametrize(
