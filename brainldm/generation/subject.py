@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from brainldm.datasets.bids import image_path
+from brainldm.generation.archive import pack
 from brainldm.generation.job import Job, Row
 from brainldm.generation.manifest import Entry
 from brainldm.runtime.files import write_atomically
@@ -16,6 +18,13 @@ from brainldm.volumes.nifti import volume_bytes
 
 MARK = "SYNTHETIC"
 """First word of the header's description of every volume that a model made."""
+
+
+class Written(NamedTuple):
+    """A brain's entry in the manifest and, where it is to be appended to a tar, its members."""
+
+    entry: Entry
+    packed: bytes = b""
 
 
 class BadBrain(Exception):
@@ -34,8 +43,8 @@ def image_bytes(job: Job, volume: np.ndarray, affine: np.ndarray) -> bytes:
 
 def write_subject(
     out: Path, job: Job, index: int, conditions: Row, extrapolated: bool, volume: np.ndarray, affine: np.ndarray
-) -> Entry:
-    """Write the volume [D, H, W] of brain `index`, and return its entry in the manifest.
+) -> Written:
+    """Write the volume [D, H, W] of brain `index`, or pack it where it goes into a tar.
 
     Raises BadBrain for a volume that is not finite or has one value everywhere: such are never written.
     """
@@ -45,8 +54,7 @@ def write_subject(
         raise BadBrain(f"{job.name(index)}: the model made one value everywhere")
     path = subject_path(out, job, index)
     content = image_bytes(job, volume, affine)
-    write_atomically(path, content)
-    return {
+    entry = {
         "id": job.name(index),
         "index": index,
         "seed": job.seed,
@@ -61,3 +69,7 @@ def write_subject(
         "p99": round(float(np.percentile(volume, 99)), 5),
         "model_sha256": job.model_sha256,
     }
+    if job.archive:
+        return Written(*pack(entry, content))
+    write_atomically(path, content)
+    return Written(entry)
