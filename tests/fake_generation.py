@@ -72,3 +72,8 @@ def draw(out: Path, count: int = 10, shard=WHOLE, seconds: float = 0.0, **option
 def draw_or_stop(out: Path, count: int, shard, seconds: float) -> None:
     """`draw` as a process of its own."""
     draw(out, count, shard, seconds)
+
+
+def draw_archive(out: Path, shard, seconds: float) -> None:
+    """`draw` of ten brains into tars, as a process of its own."""
+    draw(out, 10, shard, seconds, archive="tar")

@@ -108,6 +108,11 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "--chunk-size", type=positive, metavar="K", help="brains that shards take in turn (default: the batch size)"
     )
     parser.add_argument(
+        "--archive",
+        choices=("tar",),
+        help="put the brains of each shard into one tar (WebDataset) in place of loose files, where these are counted",
+    )
+    parser.add_argument(
         "--verify", action="store_true", help="going on, compare every file's SHA-256 with its record, not its length"
     )
     parser.set_defaults(resumes=True, writes=("out",))
@@ -159,6 +164,10 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.labels and shard != WHOLE:
         raise UserError("--labels are made of a whole dataset. Leave them out, and measure --labels the finished one.")
+    if options.labels and options.archive:
+        raise UserError(
+            "--labels and --archive exclude each other. Leave one out; `measure --labels` takes the unpacked."
+        )
     if options.label_weights and not options.labels:
         raise UserError("--label-weights are of label maps, which are not asked for. Add --labels, or leave them out.")
     backend = open_backend(None, options.label_weights) if options.labels else None
@@ -180,6 +189,7 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         extrapolate=options.extrapolate,
         chunk_size=options.chunk_size,
+        archive=options.archive,
     )
     covariates, subset, ids = model.spec.covariates, options.only_asked, None
     if subset and not model.spec.takes_subsets:

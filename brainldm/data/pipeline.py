@@ -73,7 +73,7 @@ class VolumeSource:
         cache_dir: str | Path = "",
     ):
         self.scans, self.conditions = list(scans), np.asarray(conditions, np.float32)
-        self._grid, self._scaling, self._cache_dir = grid, scaling, cache_dir
+        self.grid, self._scaling, self._cache_dir = grid, scaling, cache_dir
         self._cache: dict[int, np.ndarray] = {}
         self._capacity = int(cache_gib * 2**30 / (4 * math.prod(grid.shape)))
         self._lock = threading.Lock()
@@ -95,11 +95,15 @@ class VolumeSource:
         """The image of a scan, [D, H, W]; not to be written to."""
         image = self._cache.get(index)
         if image is None:
-            image = load_image(self.scans[index], self._grid, self._scaling, self._cache_dir)
+            image = self.load(index)
             with self._lock:
                 if len(self._cache) < self._capacity:
                     self._cache[index] = image
         return image
+
+    def load(self, index: int) -> np.ndarray:
+        """The image of a scan, [D, H, W], read from its file."""
+        return load_image(self.scans[index], self.grid, self._scaling, self._cache_dir)
 
     @property
     def fits(self) -> bool:

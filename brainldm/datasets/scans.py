@@ -88,6 +88,12 @@ def scan_name(participant_id: str, session_id: str | None) -> str:
     return participant_id + (f"_{session_id}" if session_id else "")
 
 
+def scan_ids(name: str) -> tuple[str, str | None]:
+    """The reverse of `scan_name`."""
+    participant, _, session = name.partition("_")
+    return participant, session or None
+
+
 def is_participant_id(text: str) -> bool:
     """Whether `text` is sub- and a BIDS label, which cannot lead out of a folder."""
     return bool(_PARTICIPANT.fullmatch(text))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import errno
 import functools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from brainldm.diffusion.sampling import Sampling
+from brainldm.generation import archive
 from brainldm.generation.conditions import check_conditions
 from brainldm.generation.finalize import finalize
 from brainldm.generation.job import JOB, Job, Row, begin_or_continue, conditions_sha256
@@ -27,10 +29,11 @@ from brainldm.generation.manifest import (
     manifest_path,
     problem,
     read_manifest,
+    shard_is_done,
     write_manifest,
 )
 from brainldm.generation.sampler import Sampler, check_sampling, finished, make_sampler
-from brainldm.generation.subject import BadBrain, subject_path, write_subject
+from brainldm.generation.subject import BadBrain, Written, subject_path, write_subject
 from brainldm.runtime.console import Progress
 from brainldm.runtime.errors import BrainldmError, Stopped, UserError
 from brainldm.runtime.files import clear_temporaries, file_sha256, write_json
@@ -65,6 +68,7 @@ class Settings:
     chunk_size: brains that shards take in turn (None: a batch).
     repeat: consecutive brains that share their noise, as those of a sweep.
     sessions: whether these are the sessions of one person.
+    archive: "tar" for one of each shard in place of loose files.
     """
 
     sampling: Sampling = Sampling()
@@ -74,12 +78,15 @@ class Settings:
     chunk_size: int | None = None
     repeat: int = 1
     sessions: bool = False
+    archive: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
             raise UserError(f"The sampling is {shown(self.sampling)}; a Sampling is wanted.")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise UserError(f"The seed is {self.seed!r}; it must be a whole number from 0 to 2^63 - 1.")
+        if self.archive not in (None, *archive.KINDS):
+            raise UserError(f"The archive is {shown(self.archive)}; {' or '.join(archive.KINDS)} is wanted, or none.")
         counts = {"batch size": self.batch_size, "chunk size": self.chunk_size or 1, "repeat": self.repeat}
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
@@ -168,17 +175,28 @@ def _draw_shard(run: _Run, shard: Shard, verify: bool) -> list[str]:
         run = dataclasses.replace(run, job=begin_or_continue(out, job))
         kept = _kept(run, shard, verify)
         todo = [index for index in job.indices(shard) if index not in kept]
-        _check_room(out, len(todo), run.grid)
-        clear_temporaries([out], "" if shard == WHOLE else path.name)  # other shards may be writing theirs
+        _check_room(out, len(todo), run)
+        tar = archive.archive_path(out, shard)
+        for name in ("",) if shard == WHOLE else (path.name, tar.name):  # other shards may be writing theirs
+            clear_temporaries([out], name)
         clear_temporaries(subject_path(out, job, index).parent for index in todo)
-        write_manifest(path, [kept[index] for index in sorted(kept)])
+        entries = [kept[index] for index in sorted(kept)]
+        if job.archive:
+            entries = archive.tidy(tar, sorted(entries, key=lambda entry: entry["begin"]))
+        write_manifest(path, entries)
         if todo:
-            with open(path, "ab") as manifest:
-                bad = _draw(run, todo, len(kept), manifest)
+            with open(path, "ab") as manifest, _opened_store(job, tar, entries) as store:
+                bad = _draw(run, todo, len(kept), manifest, store)
             if bad:
                 return bad
-            write_manifest(path, sorted(read_manifest(path), key=lambda entry: entry["index"]))
-        _write_completion(out, job, shard)
+            entries = sorted(read_manifest(path), key=lambda entry: entry["index"])
+            if job.archive:
+                entries = archive.tidy(tar, entries)
+            write_manifest(path, entries)
+        if job.archive:
+            archive.close_archive(tar, entries)
+        if todo or not shard_is_done(out, shard):
+            _write_completion(out, job, shard)
         if shard == WHOLE:
             finalize(out, full=False)
     return []
@@ -203,6 +221,7 @@ def _job(
         chunk_size=settings.chunk_size or settings.batch_size,
         repeat=settings.repeat,
         sessions=settings.sessions,
+        archive=settings.archive,
         ids=None if ids is None else tuple(ids),
         about={
             "columns": columns,
@@ -225,6 +244,19 @@ def _kept(run: _Run, shard: Shard, verify: bool) -> dict[int, Entry]:
     }
 
 
+_Store = Callable[[Sequence[Written]], Sequence[Entry]]
+"""Brings what writers packed to disk, if it is not there yet; the entries."""
+
+
+@contextlib.contextmanager
+def _opened_store(job: Job, tar: Path, entries: Sequence[Entry]) -> Iterator[_Store]:
+    if job.archive is None:
+        yield lambda written: [brain.entry for brain in written]
+        return
+    with archive.open_to_append(tar, entries) as file:
+        yield functools.partial(archive.append, file)
+
+
 def _write_completion(out: Path, job: Job, shard: Shard) -> None:
     """Say that a shard is done: its number of brains, the hash of its manifest, and what it was made with."""
     write_json(
@@ -236,28 +268,29 @@ def _write_completion(out: Path, job: Job, shard: Shard) -> None:
             "brainldm": job.version,
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
+            **({"archive_sha256": file_sha256(archive.archive_path(out, shard))} if job.archive else {}),
         },
     )
 
 
-def _check_room(out: Path, count: int, grid: Grid) -> None:
+def _check_room(out: Path, count: int, run: _Run) -> None:
     """Raise UserError where the dataset cannot fit, however well it is compressed."""
     space = shutil.disk_usage(out).free
-    least = int(count * np.prod(grid.shape) * 2 * _SMALLEST_SHARE)
+    least = int(count * np.prod(run.grid.shape) * 2 * _SMALLEST_SHARE)
     inodes = os.statvfs(out)
     if space < least:
         raise UserError(
             f"{out}: {format_bytes(space)} are free, and {format_count(count, 'brain')} take {format_bytes(least)} at "
             "the very least. Make room, or give a folder on another disk."
         )
-    if inodes.f_files and inodes.f_favail < count * _FILES_EACH:
+    if run.job.archive is None and inodes.f_files and inodes.f_favail < count * _FILES_EACH:
         raise UserError(
             f"{out}: the file system has room for {inodes.f_favail} more files, and {format_count(count, 'brain')} "
             f"take {count * _FILES_EACH}. Make room, or give a folder on another file system."
         )
 
 
-def _draw(run: _Run, todo: Sequence[int], done: int, manifest: BinaryIO) -> list[str]:
+def _draw(run: _Run, todo: Sequence[int], done: int, manifest: BinaryIO, store: _Store) -> list[str]:
     """Draw and write the brains `todo`, of which there are `done` already; what was not written, and why.
 
     While one batch is computed, those before it are compressed and written. Raises Stopped.
@@ -269,12 +302,13 @@ def _draw(run: _Run, todo: Sequence[int], done: int, manifest: BinaryIO) -> list
     def settle(count: int) -> None:
         nonlocal done
         while len(waiting) > count:
-            entries = []
+            written = []
             for future in waiting.popleft():
                 try:
-                    entries.append(future.result())
+                    written.append(future.result())
                 except BadBrain as error:
                     bad.append(str(error))
+            entries = store(written)
             manifest.write(b"".join(map(line, entries)))
             manifest.flush()
             os.fsync(manifest.fileno())

@@ -12,12 +12,11 @@ from PIL import Image
 
 from brainldm.datasets.covariates import person_in_words
 from brainldm.generation.job import Job
-from brainldm.generation.manifest import Entry
+from brainldm.generation.manifest import Entry, read_brain
 from brainldm.reports import html
 from brainldm.reports.mosaics import mosaic
 from brainldm.reports.plots import BLUE, figure_to_image, new_figure, plain_axes
 from brainldm.runtime.files import write_atomically
-from brainldm.volumes.nifti import read_volume
 from brainldm.weights.parameter_files import KINDS
 
 PAGE = "dataset.html"
@@ -37,7 +36,7 @@ def write_dataset_page(out: Path, job: Job, entries: Sequence[Entry], sampler: s
     order = sorted(range(len(entries)), key=lambda k: -far[k])
     outliers = [(entries[k], far[k]) for k in order if far[k] > LIMIT]
     places = np.linspace(0, len(entries) - 1, min(SHOWN, len(entries))).round().astype(int).tolist()
-    first = read_volume(out / entries[0]["file"])
+    first = read_brain(out, entries[0])
     conditions = _conditions(job, entries)
     means = [entry["mean"] for entry in entries]
     page = html.render(
@@ -76,7 +75,7 @@ def distances(entries: Sequence[Entry]) -> list[float]:
 
 
 def _brains(out: Path, entries: Sequence[Entry]) -> html.Picture:
-    volumes = [read_volume(out / entry["file"]).data for entry in entries]
+    volumes = [read_brain(out, entry).data for entry in entries]
     return html.picture(mosaic([("", volumes)], [[_caption(entry) for entry in entries]]))
 
 

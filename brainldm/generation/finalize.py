@@ -10,13 +10,14 @@ from typing import Any
 
 from brainldm.datasets.bids import write_dataset_files
 from brainldm.diffusion.sampling import Sampling
+from brainldm.generation.archive import PATTERN, archive_path, strange_archives
 from brainldm.generation.dataset_page import PAGE, write_dataset_page
 from brainldm.generation.job import JOB, Job, read_job
-from brainldm.generation.manifest import Entry, find_problems, read_manifests, shard_is_done
-from brainldm.generation.sessions import split_columns, write_session_tables
+from brainldm.generation.manifest import Entry, completion_path, find_problems, read_manifests, shard_is_done
+from brainldm.generation.sessions import SESSIONS_TAR, split_columns, write_session_tables
 from brainldm.generation.subject import MARK
 from brainldm.runtime.errors import BrainldmError
-from brainldm.runtime.files import SUMS, file_sha256, write_atomically
+from brainldm.runtime.files import SUMS, file_sha256, read_json, write_atomically
 from brainldm.runtime.format import format_count, format_names
 from brainldm.volumes.grids import SPACE
 from brainldm.weights.parameter_files import KINDS
@@ -41,6 +42,7 @@ _CONDITIONS = {True: "for the conditions in participants.tsv", False: "which tak
 _CHANGES = "1.0.0 {date}\n - {count} drawn with brainldm {version}\n"
 
 _IGNORED = f"{JOB}\nmanifest-*.jsonl\nshard-*.json\n{SUMS}\nbrainldm.lock*\n*.html\n"
+_ARCHIVES = f"{PATTERN}\n{SESSIONS_TAR}\n"
 """What is in the folder besides what BIDS knows."""
 
 
@@ -64,6 +66,8 @@ def finalize(out: str | os.PathLike, full: bool = True) -> int:
     there = {entry["index"] for entry in entries}
     wrong += [f"{job.name(index)} is not recorded" for index in range(job.count) if index not in there]
     wrong += [f"{name} is {what}" for name, what in find_problems(out, entries, full).items()]
+    if job.archive:
+        wrong += [f"{name} is {what}" for name, what in strange_archives(out, entries, closed=True).items()]
     if wrong:
         raise BrainldmError(
             f"{out}: {len(wrong)} of {format_count(job.count, 'brain')} are not as they should be: "
@@ -73,7 +77,7 @@ def finalize(out: str | os.PathLike, full: bool = True) -> int:
     sampling = job.sampling
     sampler = f"{SAMPLER_NAMES[sampling.sampler]}, {sampling.num_steps} steps" if sampling else ""
     write_dataset_page(out, job, entries, sampler)
-    _write_sums(out, entries, more)  # last: a folder with it is finished
+    _write_sums(out, job, entries, more)  # last: a folder with it is finished
     return len(entries)
 
 
@@ -83,7 +87,7 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, st
     made_by = f"{kind.removeprefix('a ')} {job.model_sha256}"
     if sampling is not None:
         made_by += f", {SAMPLER_NAMES[sampling.sampler]} with {sampling.num_steps} steps"
-    write_atomically(out / ".bidsignore", _IGNORED.encode())
+    write_atomically(out / ".bidsignore", (_IGNORED + (_ARCHIVES if job.archive else "")).encode())
     count = format_count(job.count, "synthetic brain")
     write_atomically(out / "CHANGES", _CHANGES.format(date=job.begun, count=count, version=job.version).encode())
     columns = dict(about["columns"])
@@ -138,10 +142,15 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, st
     return write_session_tables(out, job, entries, rows, of_sessions)
 
 
-def _write_sums(out: Path, entries: Sequence[Entry], more: Mapping[str, str]) -> None:
+def _write_sums(out: Path, job: Job, entries: Sequence[Entry], more: Mapping[str, str]) -> None:
     tables = ("dataset_description.json", "participants.tsv", "participants.json", "README", "CHANGES", "T1w.json")
     others = {name: file_sha256(out / name) for name in (*tables, JOB, PAGE)}
-    sums = {entry["file"]: entry["sha256"] for entry in entries} | others | more
+    if job.archive:
+        shards = [(i, job.shards) for i in range(1, job.shards + 1)]
+        images = {archive_path(out, s).name: read_json(completion_path(out, s))["archive_sha256"] for s in shards}
+    else:
+        images = {entry["file"]: entry["sha256"] for entry in entries}
+    sums = images | others | more
     write_atomically(out / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
 
 

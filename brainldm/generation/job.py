@@ -14,6 +14,7 @@ from typing import Any
 from brainldm import __version__
 from brainldm.datasets.scans import is_participant_id, scan_name
 from brainldm.diffusion.sampling import Sampling
+from brainldm.generation import archive
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import read_json, write_json
 from brainldm.runtime.rules import BOOL, TEXT, Rule, check, is_list, one_of, whole
@@ -35,7 +36,8 @@ class Job:
     of the rows of conditions; `shards` runs share the work, who take turns of `chunk_size` brains each. `about` is what
     the dataset's files say besides: descriptions of the columns, the model's origin. `repeat` consecutive brains share
     their noise, as those of a sweep do. `ids` are the subjects' where a table gives them, else they are numbered.
-    With `sessions` such brains are one person's, who has one of the `ids`. `begun` is a date, YYYY-MM-DD.
+    With `sessions` such brains are one person's, who has one of the `ids`. `archive` is "tar" where
+    each shard puts its brains into one. `begun` is a date, YYYY-MM-DD.
     """
 
     model_sha256: str
@@ -53,6 +55,7 @@ class Job:
     version: str = __version__
     begun: str = ""
     sessions: bool = False
+    archive: str | None = None
 
     @property
     def people(self) -> int:
@@ -158,7 +161,7 @@ _RULES = {
     "begun": TEXT,
 }
 """What the file of a job holds."""
-_LATER = {"sessions": BOOL}
+_LATER = {"sessions": BOOL, "archive": Rule("null, or tar", lambda v: v in (None, *archive.KINDS))}
 """What it holds besides, unless an earlier version wrote it."""
 _ABOUT = {"columns", "note", "trained_on", "embedded_population"}
 
@@ -182,6 +185,7 @@ _WORDS = {
     "ids": "subjects",
     "repeat": "brains with the same noise",
     "sessions": "sessions of a person",
+    "archive": "archive",
     "version": "version of brainldm",
     "begun": "begun",
 }

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from brainldm.datasets.scans import is_scan_name
+from brainldm.generation import archive
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import file_sha256, open_regular, parse_line, read_json, write_atomically
 from brainldm.runtime.rules import BOOL, COUNT, TEXT, Rule, number, whole
 from brainldm.runtime.shards import Shard
+from brainldm.volumes.nifti import Volume, read_volume
 
 Entry = Mapping[str, Any]
 """A line: id, index, seed, noise, batch_size, conditions, extrapolated, file, bytes, sha256, mean, p99, model_sha256.
+Of a brain in a tar also its place there (see archive.py); `file` is the member's name then.
 
 `noise` is the number that the key is folded from; `mean` and `p99` (99th percentile) are of the intensities, 0 to 1.
 """
@@ -69,7 +72,8 @@ def read_manifest(path: Path) -> Iterator[Entry]:
     with file:
         for line in io.TextIOWrapper(file, encoding="utf-8", errors="replace"):
             entry = parse_line(line)
-            if all(name in entry and rule.allows(entry[name]) for name, rule in _RULES.items()):
+            rules = _RULES | archive.PLACE_RULES if "archive" in entry else _RULES
+            if all(name in entry and rule.allows(entry[name]) for name, rule in rules.items()):
                 yield entry
 
 
@@ -92,6 +96,8 @@ def write_manifest(path: Path, entries: Iterable[Entry]) -> None:
 def problem(out: Path, entry: Entry, full: bool = False) -> str | None:
     """What is wrong with the file of an entry: "missing", "of another length", "cannot be read" or, with `full`,
     "changed" by its SHA-256; None when nothing is."""
+    if "archive" in entry:
+        return archive.problem(out, entry, full)
     path = out / entry["file"]
     try:
         if os.stat(path).st_size != entry["bytes"]:
@@ -102,6 +108,12 @@ def problem(out: Path, entry: Entry, full: bool = False) -> str | None:
         return None
     found = file_sha256(path)
     return "cannot be read" if found is None else None if found == entry["sha256"] else "changed"
+
+
+def read_brain(out: Path, entry: Entry) -> Volume:
+    """The image of an entry. Raises UserError where it cannot be read."""
+    path = out / entry["file"]
+    return read_volume(path, content=archive.image_content(out, entry) if "archive" in entry else None)
 
 
 def find_problems(out: Path, entries: Sequence[Entry], full: bool) -> dict[str, str]:

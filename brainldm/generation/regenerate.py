@@ -11,12 +11,12 @@ import numpy as np
 
 from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.job import read_job
-from brainldm.generation.manifest import read_manifests
+from brainldm.generation.manifest import Entry, read_brain, read_manifests
 from brainldm.generation.sampler import make_sampler
 from brainldm.generation.subject import image_bytes
 from brainldm.runtime.errors import UserError
 from brainldm.runtime.files import write_atomically
-from brainldm.volumes.nifti import INT16_MAX, read_volume
+from brainldm.volumes.nifti import INT16_MAX
 from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model
 
@@ -62,12 +62,12 @@ def regenerate(
     content = image_bytes(job, volume, affine)
     if to is not None:
         write_atomically(to, content)
-    return Again(hashlib.sha256(content).hexdigest() == entry["sha256"], _units(out / entry["file"], volume))
+    return Again(hashlib.sha256(content).hexdigest() == entry["sha256"], _units(out, entry, volume))
 
 
-def _units(path: Path, volume: np.ndarray) -> int | None:
+def _units(out: Path, entry: Entry, volume: np.ndarray) -> int | None:
     try:
-        before = read_volume(path).data
+        before = read_brain(out, entry).data
     except UserError:
         return None
     if before.shape != volume.shape:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from brainldm.datasets.bids import table_bytes
+from brainldm.generation.archive import write_archive
 from brainldm.generation.job import Job
 from brainldm.generation.manifest import Entry
 from brainldm.runtime.files import file_sha256, write_atomically, write_json
 
-SESSIONS_JSON = "sessions.json"
+SESSIONS_JSON, SESSIONS_TAR = "sessions.json", "sessions.tar"
 _WRITERS = 4
 
 
@@ -30,24 +31,30 @@ def write_session_tables(
     out: Path, job: Job, entries: Sequence[Entry], rows: Sequence[dict[str, Any]], columns: dict[str, Any]
 ) -> dict[str, str]:
     """Write sessions.json, and sub-X_sessions.tsv for each person, of `rows`, those of `entries` in the order of their
-    indices; the SHA-256 of each by its path. A table that is there as it should be is left alone."""
+    indices; the SHA-256 of each by its path. Where brains lie in tars, so do the tables, in sessions.tar. A table that
+    is there as it should be is left alone."""
     if not job.sessions:
         return {}
     write_json(out / SESSIONS_JSON, columns)
     names = ["session_id", *columns]
 
-    def write(person: int) -> tuple[str, str]:
+    def table(person: int) -> tuple[str, bytes]:
         mine = slice(person * job.repeat, (person + 1) * job.repeat)
-        content = table_bytes(names, _with_ids(job, entries[mine], rows[mine]))
         subject = job.subject_id(person * job.repeat)
-        path = f"{subject}/{subject}_sessions.tsv"
+        return f"{subject}/{subject}_sessions.tsv", table_bytes(names, _with_ids(job, entries[mine], rows[mine]))
+
+    def write(person: int) -> tuple[str, str]:
+        path, content = table(person)
         sha256 = hashlib.sha256(content).hexdigest()
         if file_sha256(out / path) != sha256:
             write_atomically(out / path, content)
         return path, sha256
 
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        sums = dict(pool.map(write, range(job.people)))
+    if job.archive:
+        sums = {SESSIONS_TAR: write_archive(out / SESSIONS_TAR, map(table, range(job.people)))}
+    else:
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            sums = dict(pool.map(write, range(job.people)))
     return sums | {SESSIONS_JSON: file_sha256(out / SESSIONS_JSON)}
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from brainldm.generation.archive import strange_archives
 from brainldm.generation.job import read_job
 from brainldm.generation.manifest import Entry, find_problems, read_manifests, shard_is_done
 from brainldm.runtime.files import SUMS
@@ -19,7 +20,7 @@ _RECENT = 1000
 class Status:
     """Brains: in `total`, `done`, `bad` (recorded, but the file is gone or of another length) and `missing` (not
     recorded). Shards, and how many are done. `finished`: the tables are written too. `rate` is in brains per second,
-    by the times of the last files, over all shards; None when unknown, as `seconds_left`.
+    by the times of the last files, over all shards; None when unknown, as for brains in tars, like `seconds_left`.
     """
 
     total: int
@@ -40,7 +41,7 @@ def read_status(out: str | os.PathLike) -> Status:
     entries = {entry["index"]: entry for entry in read_manifests(out)}
     bad = find_problems(out, list(entries.values()), full=False)
     good = [entry for entry in entries.values() if entry["id"] not in bad]
-    rate = _rate(out, good)
+    rate = None if job.archive else _rate(out, good)
     return Status(
         total=job.count,
         done=len(good),
@@ -56,8 +57,8 @@ def read_status(out: str | os.PathLike) -> Status:
 
 def verify(out: str | os.PathLike, full: bool = False) -> tuple[int, dict[str, str]]:
     """How many brains are recorded, and what is wrong with which: files gone or of another length, with `full` also
-    those of another SHA-256, and images that no manifest has. Raises UserError for a folder that `generate` did not
-    make."""
+    those of another SHA-256, and images and tars that no manifest has. Raises UserError for a folder that
+    `generate` did not make."""
     out = Path(out)
     job = read_job(out)
     entries = list(read_manifests(out))
@@ -67,6 +68,8 @@ def verify(out: str | os.PathLike, full: bool = False) -> tuple[int, dict[str, s
         for path in out.glob("sub-*/ses-*/anat/*.nii.gz" if job.sessions else "sub-*/anat/*.nii.gz")
         if path.name.endswith("_T1w.nii.gz") and path.relative_to(out).as_posix() not in known
     }
+    if job.archive:
+        strange |= strange_archives(out, entries, closed=(out / SUMS).exists())
     return len(entries), find_problems(out, entries, full) | strange
 
 

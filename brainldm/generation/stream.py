@@ -8,13 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from brainldm.data.pipeline import VolumeSource
+from brainldm.data.pipeline import VolumeSource, scale_intensities
 from brainldm.datasets.bids import read_dataset
+from brainldm.datasets.covariates import Covariates
+from brainldm.datasets.scans import Scan, scan_ids
 from brainldm.diffusion.sampling import Sampling
 from brainldm.generation.conditions import check_conditions, draw_conditions
-from brainldm.generation.job import Row
+from brainldm.generation.job import JOB, Row, read_job
+from brainldm.generation.manifest import read_brain, read_manifests
 from brainldm.generation.sampler import make_sampler
+from brainldm.runtime.errors import UserError
 from brainldm.runtime.shards import WHOLE, Shard, check_shard
+from brainldm.volumes.grids import Grid
+from brainldm.volumes.on_grid import on_grid
 from brainldm.weights.gan_folder import GanModel
 from brainldm.weights.model_folder import Model
 
@@ -80,9 +86,31 @@ def generated_source(root: str | Path, model: Model, cache_gib: float = 1.0) -> 
     """A generated dataset as a random access source for grain: {"image" [D, H, W, 1], "condition" [C], "index"}.
 
     `grain.MapDataset.source(generated_source(...))` makes batches of it. Images are as written, in [0, 1], and at most
-    `cache_gib` of them are kept in memory. Raises UserError for a dataset that cannot be read, or of another grid.
+    `cache_gib` of them are kept in memory. A dataset in tars is read where it lies. Raises UserError for a dataset that
+    cannot be read, or of another grid.
     """
     covariates = model.spec.covariates
+    if (Path(root) / JOB).is_file() and read_job(root).archive:
+        return _ArchivedSource(Path(root), covariates, model.spec.grid, cache_gib)
     scans = list(read_dataset(root, covariates))
     conditions = covariates.encode([scan.covariates for scan in scans])
     return VolumeSource(scans, conditions, model.spec.grid, "none", cache_gib)
+
+
+class _ArchivedSource(VolumeSource):
+    """The brains in the tars of a generated dataset, in the order of their names."""
+
+    def __init__(self, root: Path, covariates: Covariates, grid: Grid, cache_gib: float):
+        self._root, self._entries = root, sorted(read_manifests(root), key=lambda entry: entry["id"])
+        if not self._entries:
+            raise UserError(f"{root}: no brain in it yet. Run the `brainldm generate` that began it.")
+        conditions = [covariates.parse(entry["conditions"], f"{root}, {entry['id']}") for entry in self._entries]
+        scans = [
+            Scan(*scan_ids(entry["id"]), root / entry["file"], row)
+            for entry, row in zip(self._entries, conditions, strict=True)
+        ]
+        super().__init__(scans, covariates.encode(conditions), grid, "none", cache_gib)
+
+    def load(self, index: int) -> np.ndarray:
+        path = self.scans[index].path
+        return scale_intensities(on_grid(read_brain(self._root, self._entries[index]), self.grid, path), "none", path)

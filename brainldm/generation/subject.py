@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from brainldm.datasets.bids import image_path
+from brainldm.generation.archive import pack
 from brainldm.generation.job import Job, Row
 from brainldm.generation.manifest import Entry
 from brainldm.runtime.files import write_atomically
@@ -17,6 +19,13 @@ from brainldm.volumes.nifti import volume_bytes
 
 MARK = "SYNTHETIC"
 """First word of the header's description of every volume that a model made."""
+
+
+class Written(NamedTuple):
+    """A brain's entry in the manifest and, where it is to be appended to a tar, its members."""
+
+    entry: Entry
+    packed: bytes = b""
 
 
 class BadBrain(Exception):
@@ -42,8 +51,8 @@ def write_subject(
     volume: np.ndarray,
     affine: np.ndarray,
     finish: Callable[[np.ndarray], np.ndarray],
-) -> Entry:
-    """Write the volume [D, H, W] of brain `index`, finished, and return its entry in the manifest.
+) -> Written:
+    """Write the volume [D, H, W] of brain `index`, finished, or pack it where it goes into a tar.
 
     Raises BadBrain for a volume that is not finite or has one value everywhere: such are never written.
     """
@@ -54,8 +63,7 @@ def write_subject(
     volume = finish(volume)
     path = subject_path(out, job, index)
     content = image_bytes(job, volume, affine)
-    write_atomically(path, content)
-    return {
+    entry = {
         "id": job.name(index),
         "index": index,
         "seed": job.seed,
@@ -70,3 +78,7 @@ def write_subject(
         "p99": round(float(np.percentile(volume, 99)), 5),
         "model_sha256": job.model_sha256,
     }
+    if job.archive:
+        return Written(*pack(entry, content))
+    write_atomically(path, content)
+    return Written(entry)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import io
 import math
 import os
 import stat
@@ -97,15 +98,18 @@ def read_header(path: str | os.PathLike) -> Header:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
-    """The unpacked stream of a file and, where it is not compressed, its size. Its errors become UserError."""
+def opened(path: Path, content: bytes | None = None) -> Iterator[tuple[BinaryIO, int | None]]:
+    """The unpacked stream of a file and, where it is not compressed, its size. Its errors become UserError.
+
+    A compressed file whose `content` is given is not looked for.
+    """
     packed = path.name.lower().endswith((".gz", ".mgz"))
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        found = path.stat() if content is None else None
+        if found and not stat.S_ISREG(found.st_mode):
             what = "a folder" if stat.S_ISDIR(found.st_mode) else "no ordinary file"
             raise UserError(f"{path}: cannot be read, it is {what}. Give the file of one scan.")
-        with path.open("rb") as file:
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
             magic = file.read(2)
             file.seek(0)
             if not magic:

@@ -42,19 +42,20 @@ class Volume:
         return float(self.spacing_mm.max() / self.spacing_mm.min())
 
 
-def read_volume(path: str | os.PathLike, order: Literal["F", "C"] = "F") -> Volume:
+def read_volume(path: str | os.PathLike, order: Literal["F", "C"] = "F", content: bytes | None = None) -> Volume:
     """Read NIfTI (.nii, .nii.gz) or MGH (.mgh, .mgz) as float32 in RAS order, slope and intercept applied.
 
     Oblique images keep their affine; axes are only swapped and turned to the nearest RAS order. `order` is that of the
     array in memory, for a file whose axes are RAS: "F" as in the file, "C" as a batch has it. No more is unpacked
     than the header allows (at most 512^3 voxels), and a gzip stream is read to its end and its checksum verified,
-    because nibabel alone accepts damaged streams. One frame of a fourth dimension is dropped.
+    because nibabel alone accepts damaged streams. One frame of a fourth dimension is dropped. With the `content` of a
+    compressed file, as where it lies inside another, `path` is its name alone.
     Raises UserError for a file that is absent, damaged, longer or shorter than its header says, not one
     three-dimensional image of plain numbers, without a clear orientation, or that holds NaN or infinite voxels or one
     value everywhere.
     """
     path = Path(path)
-    with opened(path) as (stream, size):
+    with opened(path, content) as (stream, size):
         block = stream.read(BLOCK_BYTES)
         header = cached_header(block, path)
         if size is None:
