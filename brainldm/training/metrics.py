@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,15 +17,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from brainldm.runtime.console import log
 from brainldm.runtime.errors import UserError
-from brainldm.runtime.files import MAX_READ, parse_line, read_file, write_atomically
-from brainldm.runtime.rules import is_number
+from brainldm.runtime.files import MAX_READ, read_file, write_atomically
+from brainldm.runtime.format import format_count
+from brainldm.training.metric_lines import metric_line, read_lines
 
 
 class MetricWriter:
     """Writes scalars and images of a run into its work dir.
 
-    metrics.jsonl holds one object per line, {"step", "split", name: value}, and nothing that depends on the clock, so
-    that a resumed run writes the same file as an undisturbed one. `resume_step` drops lines of later steps. While
+    metrics.jsonl holds one object per line (see metric_lines.py), and nothing that depends on the clock, so that a
+    resumed run writes the same file as an undisturbed one. `resume_step` drops lines of later steps, and those that
+    were damaged, with a warning. While
     nothing can be written, as on a full disk, lines wait in memory (`require_written` says so) and images and
     TensorBoard events are left out. With `enabled` false, in all processes but one, nothing is written.
     """
@@ -44,19 +45,32 @@ class MetricWriter:
         content = read_file(self._path, 4 * MAX_READ) if self._path.exists() else b""
         if resume_step and not self._path.exists():
             log(f"Warning: {self._path} is gone: the curve begins anew at step {resume_step}.")
-        lines = content.decode(errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= resume_step] if resume_step else []
-        new = "".join(line + "\n" for line in kept).encode()
+        new = "".join(self._kept(content.decode(errors="replace"), resume_step)).encode()
         if new != content or not self._path.exists():
             write_atomically(self._path, new)
         self._size = len(new)
+
+    def _kept(self, text: str, resume_step: int) -> list[str]:
+        """The lines up to a step that are whole."""
+        lines = text.split("\n")[:-1]  # after the last end: nothing, or what a kill cut off
+        rows = read_lines(lines) if resume_step else []
+        past = next((k for k, row in enumerate(rows) if row and row["step"] > resume_step), len(rows))
+        damaged = [number for number, row in enumerate(rows[:past], 1) if row is None]
+        kept = [line + "\n" for line, row in zip(lines, rows, strict=False) if row and row["step"] <= resume_step]
+        if damaged:
+            log(
+                f"Warning: {self._path}: dropped {format_count(len(damaged), 'line')} up to step {resume_step} that "
+                f"changed since being written (the first is line {damaged[0]}); {len(kept)} good ones are kept. The "
+                "curve has a gap; training itself does not depend on it."
+            )
+        return kept
 
     def write_scalars(self, step: int, scalars: Mapping[str, float], split: str = "train") -> None:
         """One line of metrics.jsonl and the same values for TensorBoard."""
         if not self._enabled:
             return
         values = {name: float(value) for name, value in scalars.items()}
-        self._waiting.append(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self._waiting.append(metric_line(step, split, values))
         self._write_lines()
         for name, value in values.items():
             self._add(step, lambda name=name, value=value: summary.scalar(f"{split}/{name}", value))
@@ -145,24 +159,16 @@ class MetricWriter:
             log(f"Warning: {self._workdir}: {what} cannot be written ({error.strerror}). {then}; training goes on.")
 
 
-def _step_of(line: str) -> float:
-    step = parse_line(line).get("step")
-    return step if is_number(step) else float("inf")  # a line cut off by a kill
-
-
 def read_metrics(workdir: str | Path, split: str) -> dict[str, list[float]]:
     """Columns of metrics.jsonl for one split ("train" or "validation"), with "step" among them.
 
-    A last line cut off by a kill is passed over. Raises UserError for any other line that is not JSON.
+    A last line cut off by a kill is passed over. Raises UserError for any other line that is damaged.
     """
     path = Path(workdir) / "metrics.jsonl"
     columns: dict[str, list[float]] = {}
     text = read_file(path, 4 * MAX_READ).decode(errors="replace")
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            continue  # only the last line can lack its end
-        row = parse_line(line)
-        if "split" not in row:
+    for number, row in enumerate(read_lines(text.split("\n")[:-1]), 1):
+        if row is None:
             raise UserError(f"{path}: line {number} is damaged. The run that wrote it goes on without it.")
         found = row.pop("split")
         if found == split:

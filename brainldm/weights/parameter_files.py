@@ -113,7 +113,7 @@ class ModelFolder:
 def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
     """Open a model folder of one of `kinds` (none: of any).
 
-    Raises UserError when there is none, model.json was changed, or it is of another format version or kind.
+    Raises UserError when there is none, model.json or the card was changed, or it is of another format version or kind.
     """
     folder = model_path(folder)
     if not folder.is_dir():
@@ -124,7 +124,8 @@ def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
         raise UserError(
             f"{folder}: no readable {SUMS}, so this is no (finished) model folder. Make it with `brainldm export`."
         ) from error
-    _verify(folder, read_sums(sums), SPEC)
+    for name in (SPEC, CARD) if CARD in read_sums(sums) else (SPEC,):
+        _verify(folder, read_sums(sums), name)
     content = read_json(folder / SPEC)
     form, version = content.get("format"), content.get("format_version")
     if form != "brainldm-model" or version != FORMAT_VERSION:

@@ -139,6 +139,54 @@ def test_a_torn_last_line_is_passed_over_and_another_is_an_error(tmp_path):
         read_metrics(tmp_path, "train")
 
 
+def _written(workdir, lines=6):
+    writer = MetricWriter(workdir)
+    for step in range(1, lines + 1):
+        writer.write_scalars(step, {"loss": 1 / step, "l1": float("nan") if step == 2 else 0.25})
+    writer.close()
+    return (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_any_changed_bit_of_a_metric_is_seen_and_the_good_lines_are_kept(tmp_path, capsys):
+    lines = _written(tmp_path)
+    path, place = tmp_path / "metrics.jsonl", len(b"".join(lines[:2]))
+    for bit in range(8 * len(lines[2])):
+        content = bytearray(b"".join(lines))
+        content[place + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="line 3 is damaged"):
+            read_metrics(tmp_path, "train")
+        MetricWriter(tmp_path, resume_step=5).close()
+        said = capsys.readouterr().err
+        # where the end of the line is hit, the next one goes with it; where one is put into it, the rest counts as one
+        kept = b"".join([*lines[:2], *lines[3:5]])
+        assert path.read_bytes() in (kept, b"".join([*lines[:2], lines[4]])), bit
+        assert "up to step 5" in said and "the first is line 3" in said
+    assert set(read_metrics(tmp_path, "train")) == {"step", "loss", "l1"}
+
+
+def test_metrics_of_earlier_versions_are_judged_by_what_they_say(tmp_path, capsys):
+    rows = [{"step": step, "split": "train", "loss": 1 / step} for step in (1, 2, 3, 4, 5)]
+    path = tmp_path / "metrics.jsonl"
+    whole = "".join(json.dumps(row) + "\n" for row in rows)
+    for old, new in (
+        ('"step": 3', '"step": 7'),
+        ('"step": 3', '"step": 0'),
+        ('"split"', '"spliu"'),
+        ("0.3", '"a'),
+        ("{", "z"),
+    ):
+        lines = whole.splitlines(keepends=True)
+        lines[2] = lines[2].replace(old, new)
+        path.write_text("".join(lines))
+        MetricWriter(tmp_path, resume_step=5).close()
+        assert "1 line up to step 5" in capsys.readouterr().err
+        assert read_metrics(tmp_path, "train")["step"] == [1, 2, 4, 5]
+    path.write_text(whole)
+    MetricWriter(tmp_path, resume_step=4).close()
+    assert capsys.readouterr().err == "" and path.read_text() == "".join(whole.splitlines(keepends=True)[:4])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_the_same_command_goes_on(straight, tmp_path, number):
     def interrupt(step):

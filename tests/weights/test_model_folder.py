@@ -124,6 +124,8 @@ def flip_bit(folder):
     [
         (flip_bit, r"unet.safetensors: its SHA-256 is .*changed or damaged"),
         (lambda f: (f / "model.json").write_text("{}"), r"model.json: its SHA-256"),
+        (lambda f: (f / "README.md").write_text("for diagnosis"), r"README.md: its SHA-256"),
+        (lambda f: (f / "README.md").unlink(), "README.md: missing"),
         (lambda f: (f / "unet.safetensors").unlink(), "unet.safetensors: missing"),
         (lambda f: (f / "SHA256SUMS").unlink(), "no readable SHA256SUMS"),
         (lambda f: (f / "SHA256SUMS").write_text(""), "model.json: missing"),
