@@ -93,8 +93,47 @@ def stacked_planes(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arr
     return y.reshape(x.shape[0], depth_out, *y.shape[1:])
 
 
+_ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _plane(x, kernel, padding, strides=(1, 1)):
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_ORDER)
+
+
+def _keep_plane(x, kernel, padding, strides):
+    return _plane(x, kernel, padding, strides), (x, kernel)
+
+
+def _plane_gradients(padding, strides, kept, dy):
+    """Both as convolutions in the order of axes of `_plane`. JAX's own have other orders, which XLA:CPU turns around
+    in a program's outermost computation alone: inside of a condition or a loop they run as plain loops on one core,
+    ten times slower (jaxlib 0.10.2)."""
+    x, kernel = kept
+    reach = [(side - 1) * stride + 1 for side, stride in zip(dy.shape[1:3], strides, strict=True)]
+    before = [size - 1 - pair[0] for size, pair in zip(kernel.shape, padding, strict=False)]
+    around = [
+        (lo, side + size - 1 - far - lo)
+        for lo, side, size, far in zip(before, x.shape[1:3], kernel.shape, reach, strict=False)
+    ]
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    dx = lax.conv_general_dilated(dy, turned, (1, 1), around, lhs_dilation=strides, dimension_numbers=_ORDER)
+    around = [
+        (pair[0], size - 1 + far - side - pair[0])
+        for pair, size, far, side in zip(padding, kernel.shape, reach, x.shape[1:3], strict=False)
+    ]
+    dk = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        dy.transpose(1, 2, 0, 3),
+        (1, 1),
+        around,
+        rhs_dilation=strides,
+        dimension_numbers=_ORDER,
+    )
+    return dx, dk.transpose(1, 2, 0, 3)
+
+
+_plane.defvjp(_keep_plane, _plane_gradients)
 
 
 def taps(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
