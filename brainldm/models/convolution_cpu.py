@@ -110,26 +110,14 @@ def _plane_gradients(padding, strides, kept, dy):
     in a program's outermost computation alone: inside of a condition or a loop they run as plain loops on one core,
     ten times slower (jaxlib 0.10.2)."""
     x, kernel = kept
-    reach = [(side - 1) * stride + 1 for side, stride in zip(dy.shape[1:3], strides, strict=True)]
-    before = [size - 1 - pair[0] for size, pair in zip(kernel.shape, padding, strict=False)]
-    around = [
-        (lo, side + size - 1 - far - lo)
-        for lo, side, size, far in zip(before, x.shape[1:3], kernel.shape, reach, strict=False)
-    ]
+    axes = list(zip(x.shape[1:3], kernel.shape, dy.shape[1:3], strides, padding, strict=False))
+    # dy with zeros between its voxels reaches (steps - 1) * stride + 1 voxels far.
+    around = [(size - 1 - a, side + a - (steps - 1) * stride - 1) for side, size, steps, stride, (a, _) in axes]
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     dx = lax.conv_general_dilated(dy, turned, (1, 1), around, lhs_dilation=strides, dimension_numbers=_ORDER)
-    around = [
-        (pair[0], size - 1 + far - side - pair[0])
-        for pair, size, far, side in zip(padding, kernel.shape, reach, x.shape[1:3], strict=False)
-    ]
-    dk = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        dy.transpose(1, 2, 0, 3),
-        (1, 1),
-        around,
-        rhs_dilation=strides,
-        dimension_numbers=_ORDER,
-    )
+    around = [(a, size - a + (steps - 1) * stride - side) for side, size, steps, stride, (a, _) in axes]
+    x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)  # what is summed over comes in place of the channels
+    dk = lax.conv_general_dilated(x, dy, (1, 1), around, rhs_dilation=strides, dimension_numbers=_ORDER)
     return dx, dk.transpose(1, 2, 0, 3)
 
 

@@ -1,5 +1,7 @@
 """Each way of a convolution on a CPU against XLA's direct one, and the table from which the ways are chosen."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,45 @@ def test_it_can_be_mapped_over_volumes_and_kernels():
     for index in range(2):
         for many, one in zip(found, alone(x[index], kernels[index]), strict=True):
             _same(many[index], one)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [(4, (2, 2, 2), "same"), (3, (2, 2, 2), "uneven"), (3, (1, 2, 3), "none"), (4, (1, 1, 1), "uneven")],
+)
+def test_planes_have_the_gradients_of_the_direct_convolution(size, strides, padding):
+    x, kernel = _data(size)
+    padding = PADDINGS[padding]
+
+    def direct(x, kernel):
+        numbers = ("NDHWC", "DHWIO", "NDHWC")
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+
+    y, pullback = jax.vjp(direct, x, kernel)
+    dy = jax.random.normal(jax.random.key(1), y.shape)
+
+    def gradients(x, kernel, dy):
+        return jax.vjp(lambda x, kernel: convolution_cpu.planes(x, kernel, padding, strides), x, kernel)[1](dy)
+
+    for found, expected in zip(jax.jit(gradients)(x, kernel, dy), pullback(dy), strict=True):
+        _same(found, expected)
+
+
+@pytest.mark.parametrize("strides", [(1, 1, 1), (2, 2, 2)])
+def test_inside_of_a_condition_every_convolution_is_one_that_has_a_quick_kernel(strides):
+    """XLA:CPU has these for one order of the axes, and brings others into it outside of conditions alone."""
+    x, kernel = _data(size=4, shape=(1, 12, 30, 24, 3))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(convolution_cpu.planes(x, kernel, ((1, 1),) * 3, strides)))
+
+    def program(active, x, kernel):
+        return lax.cond(active, jax.grad(loss, (0, 1)), lambda *a: jax.tree.map(jnp.zeros_like, a), x, kernel)
+
+    text = jax.jit(program).lower(True, x, kernel).compile().as_text()
+    orders = re.findall(r" convolution\(.*dim_labels=([^,\s]+)", text)
+    assert len(orders) >= 12
+    assert set(orders) == {"b01f_01io->b01f"}
 
 
 def test_large_volumes_take_the_same_way_in_order(monkeypatch):
