@@ -181,7 +181,7 @@ def write_dataset_files(
     root: str | Path,
     *,
     name: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     columns: Mapping[str, Mapping[str, Any]],
     generated_by: Mapping[str, Any],
     readme: str,

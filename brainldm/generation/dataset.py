@@ -170,35 +170,43 @@ class _Run:
 
 def _draw_shard(run: _Run, shard: Shard, verify: bool) -> list[str]:
     """Draw what is left of a shard; what was not written, and why."""
-    out, job, path = run.out, run.job, manifest_path(run.out, shard)
+    out = run.out
     with locked(out, LOCK + shard_suffix(shard), keep=False):
-        run = dataclasses.replace(run, job=begin_or_continue(out, job))
-        kept = _kept(run, shard, verify)
-        todo = [index for index in job.indices(shard) if index not in kept]
-        _check_room(out, len(todo), run)
-        tar = archive.archive_path(out, shard)
-        for name in ("",) if shard == WHOLE else (path.name, tar.name):  # other shards may be writing theirs
-            clear_temporaries([out], name)
-        clear_temporaries(subject_path(out, job, index).parent for index in todo)
-        entries = [kept[index] for index in sorted(kept)]
-        if job.archive:
-            entries = archive.tidy(tar, sorted(entries, key=lambda entry: entry["begin"]))
-        write_manifest(path, entries)
-        if todo:
-            with open(path, "ab") as manifest, _opened_store(job, tar, entries) as store:
-                bad = _draw(run, todo, len(kept), manifest, store)
-            if bad:
-                return bad
-            entries = sorted(read_manifest(path), key=lambda entry: entry["index"])
-            if job.archive:
-                entries = archive.tidy(tar, entries)
-            write_manifest(path, entries)
-        if job.archive:
-            archive.close_archive(tar, entries)
-        if todo or not shard_is_done(out, shard):
-            _write_completion(out, job, shard)
-        if shard == WHOLE:
+        run = dataclasses.replace(run, job=begin_or_continue(out, run.job))
+        bad = _complete(run, shard, verify)
+        if shard == WHOLE and not bad:
             finalize(out, full=False)
+    return bad
+
+
+def _complete(run: _Run, shard: Shard, verify: bool) -> list[str]:
+    """Draw what is left of a shard whose lock is held, and say that it is done; what was not written, and why."""
+    out, job, path = run.out, run.job, manifest_path(run.out, shard)
+    kept = _kept(run, shard, verify)
+    todo = [index for index in job.indices(shard) if index not in kept]
+    _check_room(out, len(todo), run)
+    tar = archive.archive_path(out, shard)
+    for name in ("",) if shard == WHOLE else (path.name, tar.name):  # other shards may be writing theirs
+        clear_temporaries([out], name)
+    clear_temporaries(subject_path(out, job, index).parent for index in todo)
+    entries = [kept[index] for index in sorted(kept)]
+    if job.archive:
+        entries = archive.tidy(tar, sorted(entries, key=lambda entry: entry["begin"]))
+    write_manifest(path, entries)
+    if todo:
+        with open(path, "ab") as manifest, _opened_store(job, tar, entries) as store:
+            bad = _draw(run, todo, len(kept), manifest, store)
+        if bad:
+            return bad
+        del kept
+        entries = sorted(read_manifest(path), key=lambda entry: entry["index"])
+        if job.archive:
+            entries = archive.tidy(tar, entries)
+        write_manifest(path, entries)
+    if job.archive:
+        archive.close_archive(tar, entries)
+    if todo or not shard_is_done(out, shard):
+        _write_completion(out, job, shard)
     return []
 
 

@@ -14,7 +14,7 @@ from brainldm.generation.archive import PATTERN, archive_path, strange_archives
 from brainldm.generation.dataset_page import PAGE, write_dataset_page
 from brainldm.generation.job import JOB, Job, read_job
 from brainldm.generation.manifest import Entry, completion_path, find_problems, read_manifests, shard_is_done
-from brainldm.generation.sessions import SESSIONS_TAR, split_columns, write_session_tables
+from brainldm.generation.sessions import SESSIONS_TAR, split_columns, table_row, write_session_tables
 from brainldm.generation.subject import MARK
 from brainldm.runtime.errors import BrainldmError
 from brainldm.runtime.files import SUMS, file_sha256, read_json, write_atomically
@@ -96,19 +96,11 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, st
             "Description": "whether a condition lies outside what the model was trained on",
             "Levels": {"true": "outside", "false": "inside"},
         }
-    rows = [
-        {
-            "participant_id": job.subject_id(e["index"]),
-            **e["conditions"],
-            "extrapolated": str(e["extrapolated"]).lower(),
-        }
-        for e in entries
-    ]
     of_people, of_sessions = split_columns(job, columns)
     write_dataset_files(
         out,
         name="Synthetic T1w brains",
-        rows=rows[:: job.repeat] if job.sessions else rows,
+        rows=(table_row(job, entry) for entry in (entries[:: job.repeat] if job.sessions else entries)),
         columns=of_people,
         generated_by={
             "Name": "brainldm",
@@ -139,7 +131,7 @@ def _write_tables(out: Path, job: Job, entries: Sequence[Entry]) -> dict[str, st
         },
         sidecar=_sidecar(job),
     )
-    return write_session_tables(out, job, entries, rows, of_sessions)
+    return write_session_tables(out, job, entries, of_sessions)
 
 
 def _write_sums(out: Path, job: Job, entries: Sequence[Entry], more: Mapping[str, str]) -> None:
@@ -151,7 +143,7 @@ def _write_sums(out: Path, job: Job, entries: Sequence[Entry], more: Mapping[str
     else:
         images = {entry["file"]: entry["sha256"] for entry in entries}
     sums = images | others | more
-    write_atomically(out / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
+    write_atomically(out / SUMS, (f"{sums[name]}  {name}\n".encode() for name in sorted(sums)))
 
 
 def _sidecar(job: Job) -> dict[str, Any]:

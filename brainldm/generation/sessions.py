@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,19 @@ def split_columns(job: Job, columns: dict[str, Any]) -> tuple[dict[str, Any], di
     return person, {name: said for name, said in columns.items() if name not in person}
 
 
-def write_session_tables(
-    out: Path, job: Job, entries: Sequence[Entry], rows: Sequence[dict[str, Any]], columns: dict[str, Any]
-) -> dict[str, str]:
-    """Write sessions.json, and sub-X_sessions.tsv for each person, of `rows`, those of `entries` in the order of their
-    indices; the SHA-256 of each by its path. Where brains lie in tars, so do the tables, in sessions.tar. A table that
-    is there as it should be is left alone."""
+def table_row(job: Job, entry: Entry) -> dict[str, Any]:
+    """What the tables say of a brain, by column."""
+    return {
+        "participant_id": job.subject_id(entry["index"]),
+        **entry["conditions"],
+        "extrapolated": str(entry["extrapolated"]).lower(),
+    }
+
+
+def write_session_tables(out: Path, job: Job, entries: Sequence[Entry], columns: dict[str, Any]) -> dict[str, str]:
+    """Write sessions.json, and sub-X_sessions.tsv for each person, of `entries` in the order of their indices; the
+    SHA-256 of each by its path. Where brains lie in tars, so do the tables, in sessions.tar. A table that is there as
+    it should be is left alone."""
     if not job.sessions:
         return {}
     write_json(out / SESSIONS_JSON, columns)
@@ -41,7 +48,8 @@ def write_session_tables(
     def table(person: int) -> tuple[str, bytes]:
         mine = slice(person * job.repeat, (person + 1) * job.repeat)
         subject = job.subject_id(person * job.repeat)
-        return f"{subject}/{subject}_sessions.tsv", table_bytes(names, _with_ids(job, entries[mine], rows[mine]))
+        rows = ({**table_row(job, entry), "session_id": job.session_id(entry["index"])} for entry in entries[mine])
+        return f"{subject}/{subject}_sessions.tsv", table_bytes(names, rows)
 
     def write(person: int) -> tuple[str, str]:
         path, content = table(person)
@@ -56,7 +64,3 @@ def write_session_tables(
         with ThreadPoolExecutor(_WRITERS) as pool:
             sums = dict(pool.map(write, range(job.people)))
     return sums | {SESSIONS_JSON: file_sha256(out / SESSIONS_JSON)}
-
-
-def _with_ids(job: Job, entries: Iterable[Entry], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "session_id": job.session_id(entry["index"])} for entry, row in zip(entries, rows, strict=True)]

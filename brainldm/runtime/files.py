@@ -27,14 +27,17 @@ MAX_READ = 2**28
 """Bytes of a file that is read whole: tables, descriptions, records."""
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a whole file or none: into a temporary file of the same folder, flushed, then renamed."""
+def write_atomically(path: str | os.PathLike, content: bytes | Iterable[bytes]) -> None:
+    """Write a whole file or none: into a temporary file of the same folder, flushed, then renamed.
+
+    `content` can come in parts, which need not be in memory together.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines((content,) if isinstance(content, bytes | bytearray | memoryview) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
