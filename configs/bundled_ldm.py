@@ -2,6 +2,8 @@
 
     brainldm train --config bundled_ldm --workdir runs/ldm --config.data.path=PEOPLE --config.autoencoder=runs/ae
 
+Expected figure: not measured yet.
+
 `:tiny` shrinks it to a few steps of a very small network, for tests.
 """
 
