@@ -15,6 +15,9 @@ from brainldm.training.config_arg import parse_arg
 def get_config(arg: str = ""):
     arg = parse_arg(arg, tiny=False)
     config = autoencoder_config()
+    # What the people made from label maps fill.
+    config.covariates.ranges.ventricles_ml = (5.0, 95.0)
+    config.covariates.ranges.brain_ml = (1280.0, 1720.0)
     config.data.spacing_mm = 2
     config.data.validation_fraction = 0.06
     config.data.augment.flip_probability = 0.5

@@ -14,6 +14,9 @@ from brainldm.training.config_arg import parse_arg
 def get_config(arg: str = ""):
     arg = parse_arg(arg, tiny=False)
     config = diffusion_config()
+    # What the people made from label maps fill: a normalised condition that hardly varies is hardly learnt.
+    config.covariates.ranges.ventricles_ml = (5.0, 95.0)
+    config.covariates.ranges.brain_ml = (1280.0, 1720.0)
     config.data.spacing_mm = 2
     config.data.validation_fraction = 0.06
     config.data.augment.flip_probability = 0.5
@@ -36,10 +39,10 @@ def get_config(arg: str = ""):
     config.optimizer.decay = True
     config.optimizer.ema_decay = 0.998
     config.batch_size = 8
-    config.num_steps = 1500
+    config.num_steps = 1200
     config.every.log = 20
-    config.every.validate = config.every.checkpoint = 150
-    config.every.images = 300
+    config.every.validate = config.every.checkpoint = 200
+    config.every.images = 400
     config.sampling.num_steps = 10
     config.sampling.sampler = "dpmpp_2m"
     config.sampling.spacing = "trailing"
