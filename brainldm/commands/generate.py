@@ -33,7 +33,7 @@ def add(add_command: Callable[..., argparse.ArgumentParser]) -> None:
         "         brainldm generate ./model ./many --n 100000 --shards 40   (an array of 40 tasks; then finalize)\n\n"
         "The same command again goes on where it was stopped, and draws anew what is missing or damaged.",
     )
-    parser.add_argument("model", metavar="MODEL", help="model folder, or bundled: the one that comes with brainldm")
+    parser.add_argument("model", metavar="MODEL", help="model folder")
     parser.add_argument("out", metavar="OUT", help="folder to make")
     parser.add_argument("--n", type=int, help="how many brains (default 1; with --participants, its rows)")
     parser.add_argument("--seed", type=int, default=0, help="0 to 2^63 - 1 (default 0)")

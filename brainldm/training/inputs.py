@@ -22,6 +22,7 @@ from brainldm.datasets.splits import SPLITS, split_three
 from brainldm.runtime.console import Progress, log
 from brainldm.runtime.errors import UserError
 from brainldm.training.config import covariates_of
+from brainldm.training.run_info import read_run_info
 from brainldm.volumes.grids import training_grid
 
 LATENTS = "latents"
@@ -54,22 +55,25 @@ def read_splits(
     return split_three(records, config.data.validation_fraction, config.data.test_fraction), records.excluded
 
 
-def scan_info(config: ml_collections.ConfigDict, splits: dict[str, list[Scan]]) -> dict[str, Any]:
+def scan_info(config: ml_collections.ConfigDict, splits: dict[str, list[Scan]], workdir: str | Path) -> dict[str, Any]:
     """What run.json says of the scans: how many, and a hash of the names of those to train on, in their order, which
-    is what besides the seed decides which scans a batch holds; and whether there is nothing around their brains (None:
-    no image is there to tell)."""
+    is what besides the seed decides which scans a batch holds; and whether there is nothing around their brains, which
+    where images are gone is what the run said of them before (None: it did not)."""
     return {
         "scans_training": len(splits["train"]),
         "scans_validation": len(splits["validation"]),
         "scans_sha256": _sha256("\n".join(record.name for record in splits["train"]).encode()),
-        "zero_background": _zero_background(config, [record for record in splits["train"] if record.path]),
+        "zero_background": _zero_background(config, splits["train"], Path(workdir)),
     }
 
 
-def _zero_background(config: ml_collections.ConfigDict, records: list[Scan]) -> bool | None:
+def _zero_background(config: ml_collections.ConfigDict, scans: list[Scan], workdir: Path) -> bool | None:
+    there = [scan for scan in scans if scan.path][:_LOOKED_AT]
+    if not there:
+        return read_run_info(workdir).get("zero_background") if (workdir / "run.json").exists() else None
     grid = training_grid(config.data.spacing_mm)
-    some = [load_image(record, grid, config.data.scaling, config.data.cache_dir) for record in records[:_LOOKED_AT]]
-    return bool(np.median([(image == 0).mean() for image in some]) > _ZERO_SHARE) if some else None
+    images = [load_image(scan, grid, config.data.scaling, config.data.cache_dir) for scan in there]
+    return bool(np.median([(image == 0).mean() for image in images]) > _ZERO_SHARE)
 
 
 def images_sha256(content_ids: Iterable[str | None]) -> str:

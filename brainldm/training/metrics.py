@@ -27,9 +27,9 @@ class MetricWriter:
 
     metrics.jsonl holds one object per line (see metric_lines.py), and nothing that depends on the clock, so that a
     resumed run writes the same file as an undisturbed one. `resume_step` drops lines of later steps, and those that
-    were damaged, with a warning. While
-    nothing can be written, as on a full disk, lines wait in memory (`require_written` says so) and images and
-    TensorBoard events are left out. With `enabled` false, in all processes but one, nothing is written.
+    were damaged, with a warning. While nothing can be written, as on a full disk, lines wait in memory
+    (`require_written` says so) and images and TensorBoard events are left out. With `enabled` false, in all processes
+    but one, nothing is written.
     """
 
     def __init__(self, workdir: str | Path, resume_step: int = 0, enabled: bool = True):

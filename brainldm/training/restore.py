@@ -19,7 +19,7 @@ from brainldm.training.checkpoints import Checkpoints
 from brainldm.training.config import autoencoder_config, running_config, validate
 from brainldm.training.run_info import read_run_info
 from brainldm.weights.model_folder import load_model
-from brainldm.weights.parameter_files import SPEC, model_path, params_sha256
+from brainldm.weights.parameter_files import SPEC, params_sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def autoencoder_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _is_model_folder(path: str | Path) -> bool:
-    return (model_path(path) / SPEC).exists()
+    return (Path(path) / SPEC).exists()
 
 
 def read_config(workdir: str | Path, stage: str | None = None) -> ml_collections.ConfigDict:

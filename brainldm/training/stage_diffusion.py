@@ -157,7 +157,7 @@ class DiffusionStage(LatentStage):
                 **({"averages": Eval(every.ema_snapshots, snapshot)} if config.optimizer.power_ema else {}),
             },
             run_info={
-                **scan_info(config, splits),
+                **scan_info(config, splits, workdir),
                 "observed": covariates.observed_in(people),
                 "demography": fit_demography(people, covariates).to_json(),
                 "images_sha256": images_sha256(cache.content_ids(names["train"])),

@@ -66,7 +66,7 @@ class VolumeStage(Stage):
             names=[record.name for record in splits["train"]],
             evals=self.evals(validation),
             run_info={
-                **scan_info(config, splits),
+                **scan_info(config, splits, workdir),
                 "images_sha256": from_primary(lambda: images_sha256(content_ids(splits["train"]))),
                 **({"init_from": begun.noted} if begun and begun.noted else {}),
             },

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,26 +39,7 @@ KINDS = {
 }
 """Kinds of models, in words."""
 
-BUNDLED = "bundled"
-"""In place of a model folder: the one that comes with the package."""
-
 _T = TypeVar("_T")
-
-
-def model_path(folder: str | Path) -> Path:
-    """The model folder that is meant: `bundled` is the one inside the package.
-
-    Raises UserError where `bundled` is a model folder here, too.
-    """
-    here, inside = Path(folder), Path(str(files("brainldm"))) / BUNDLED
-    if str(folder) != BUNDLED:
-        return here
-    if (here / SPEC).exists() and here.resolve() != inside.resolve():
-        raise UserError(
-            f"{BUNDLED}: the model that comes with brainldm, and there is a model folder of this name here. Give "
-            f"{here.resolve()} if you mean that one, or work in another folder."
-        )
-    return inside
 
 
 def write_folder(
@@ -115,7 +95,7 @@ def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
 
     Raises UserError when there is none, model.json or the card was changed, or it is of another format version or kind.
     """
-    folder = model_path(folder)
+    folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. A model folder is made by `brainldm export` or `brainldm convert`.")
     try:

@@ -62,10 +62,10 @@ def test_one_odd_value_is_accepted_or_refused_in_a_sentence(data):
     configs = tiny_configs()
     config = configs[data.draw(st.sampled_from(sorted(configs)))]
     key = data.draw(st.sampled_from([key for key, _ in _items(config)]))
-    began, value = time.monotonic(), data.draw(ODD)
+    began, value = time.thread_time(), data.draw(ODD)
     try:
         validate(tried(config, key, value))
         assert not isinstance(value, float) or math.isfinite(value)
     except UserError as error:
         assert len(str(error)) < 1000 and "\n" not in str(error)
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1  # of the processor: others may use it, too

@@ -330,7 +330,7 @@ def test_evals_run_at_intervals_of_their_own(tmp_path):
         def load(self, workdir):
             loaded = super().load(workdir)
             image = Image.new("L", (4, 4))
-            loaded.evals["often"] = Eval(2, lambda state: EvalResult({"step": float(state.step)}))
+            loaded.evals["often"] = Eval(2, lambda state: EvalResult({"seen": float(state.step)}))
             loaded.evals["images"] = Eval(3, lambda state: EvalResult(images={"grey": image}))
             loaded.evals["never"] = Eval(0, lambda state: pytest.fail("it is not due"))
             return loaded

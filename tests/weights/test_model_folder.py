@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ import safetensors.numpy
 from brainldm.cli import main
 from brainldm.runtime.errors import UserError
 from brainldm.weights.model_folder import ModelSpec, load_model, save_model
-from brainldm.weights.parameter_files import model_path
 
 
 @pytest.fixture
@@ -92,18 +90,6 @@ def test_export_takes_half_precision_and_notes_for_the_card(demo_run, tmp_path, 
     assert main([*command[:3], str(tmp_path / "other"), "--notes", str(notes)]) == 2
     assert "not UTF-8 text" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
-
-
-def test_bundled_is_the_model_inside_the_package(tmp_path, monkeypatch):
-    assert model_path("bundled").parent.name == "brainldm"
-    assert model_path("./bundled") == Path("bundled")
-    monkeypatch.chdir(tmp_path)
-    Path("bundled").mkdir()
-    assert model_path("bundled").parent.name == "brainldm"
-    Path("bundled/model.json").touch()
-    with pytest.raises(UserError, match="a model folder of this name here"):
-        model_path("bundled")
-    assert model_path(str(tmp_path / "bundled")) == tmp_path / "bundled"
 
 
 def test_nothing_is_overwritten(folder):
