@@ -4,8 +4,8 @@
     brainldm train --config label_maps_autoencoder --workdir runs/ae --config.data.path=PEOPLE
 
 Expected figure: held-out PSNR 26.1 dB, MS-SSIM 0.986, a tenth of the high frequencies (one run, with the adversarial
-and matching losses at a quarter and a fifth of these weights up to step 1,846). One number for 32 voxels is too little
-for gyri of 2 mm: docs/models.md.
+and matching losses at a quarter and a fifth of these weights up to step 1,846). Ventricles are kept, gyri are soft:
+docs/models.md.
 
 `:tiny` shrinks it to a few steps of a very small network, for tests.
 """
