@@ -198,12 +198,12 @@ def run(options: argparse.Namespace) -> None:
             "config.loss.covariate_dropout. Leave the flag out: what is not asked for is drawn."
         )
     visits = _sessions(options, model.spec, named) if options.sessions else None
+    demography = _demography(options, model.spec) if covariates else None
     if options.participants:
         rows = read_conditions(options.participants, covariates, model.spec.takes_subsets)[: options.n]
         if not options.sweep and (ids := table_ids(options.participants)) is not None:
             ids = ids[: len(rows)]
     else:
-        demography = _demography(options, model.spec) if covariates else None
         rows = draw_conditions(covariates, options.n or 1, options.seed, named, demography, subset)
         if demography is not None:
             for line in percentiles(covariates, demography, named):
@@ -213,7 +213,7 @@ def run(options: argparse.Namespace) -> None:
         rows = sweep_conditions(covariates, options.sweep, rows)
         settings = dataclasses.replace(settings, repeat=len(rows) // alone)
     if visits is not None:
-        rows = session_conditions(covariates, _demography(options, model.spec), *visits, rows)
+        rows = session_conditions(covariates, demography, *visits, rows)
         settings = dataclasses.replace(settings, repeat=len(visits[1]), sessions=True)
     if said := generation_advice(model.spec, options.batch_size, device_memory()):
         log(said)

@@ -76,11 +76,10 @@ def read_dataset(
     """The scans of a BIDS dataset in the order of their names, with their conditions.
 
     A row of participants.tsv is a scan; with a session_id column, or a sub-X_sessions.tsv, a participant may have
-    several. A row with a missing
-    or odd value, a bad id, a second row of one name, or without exactly one image inside the dataset cannot be used:
-    such rows are left out and listed when their fraction is at most `max_excluded`. Without `need_images` a scan
-    whose image is not there stays, with the path None.
-    Raises UserError for a table that cannot be understood, and for a larger fraction of unusable rows.
+    several. A row with a missing or odd value, a bad id, a second row of one name, or without exactly one image
+    inside the dataset cannot be used: such rows are left out and listed when their fraction is at most
+    `max_excluded`. Without `need_images` a scan whose image is not there stays, with the path None. Raises
+    UserError for a table that cannot be understood, and for a larger fraction of unusable rows.
     """
     root = Path(root)
     table = read_participants(root, covariates.names, (*covariates.names, "participant_id", "session_id", "split"))

@@ -22,8 +22,6 @@ from brainldm.weights.model_folder import Model
 
 TOLERANCE = 2
 """Stored units (1/32767 of the intensity range) by which another machine's last digits may differ."""
-
-
 _OUTLINE = 1e-4
 """Share of the voxels that may be inside the brain on one machine and outside on another."""
 
@@ -62,18 +60,27 @@ def regenerate(
     content = image_bytes(job, volume, affine)
     if to is not None:
         write_atomically(to, content)
-    return Again(hashlib.sha256(content).hexdigest() == entry["sha256"], _units(out, entry, volume))
+    return Again(
+        hashlib.sha256(content).hexdigest() == entry["sha256"], _units(out, entry, volume, model.spec.zero_background)
+    )
 
 
-def _units(out: Path, entry: Entry, volume: np.ndarray) -> int | None:
+def units_apart(before: np.ndarray, again: np.ndarray, cleared: bool) -> int:
+    """The largest difference of two volumes [D, H, W], in stored units.
+
+    Where what is around the brain was `cleared`, last digits decide whether a voxel of its outline is brain or 0: such
+    voxels do not count as long as they are as few as `_OUTLINE` says.
+    """
+    difference = np.abs(np.rint(before * INT16_MAX) - np.rint(again * INT16_MAX))
+    outline = (before == 0) != (again == 0)
+    if cleared and outline.mean() < _OUTLINE:
+        difference[outline] = 0
+    return int(difference.max())
+
+
+def _units(out: Path, entry: Entry, volume: np.ndarray, cleared: bool) -> int | None:
     try:
         before = read_brain(out, entry).data
     except UserError:
         return None
-    if before.shape != volume.shape:
-        return None
-    difference = np.abs(np.rint(before * INT16_MAX) - np.rint(volume * INT16_MAX))
-    outline = (before == 0) != (volume == 0)
-    if outline.mean() < _OUTLINE:  # last digits decide there whether a voxel is brain
-        difference[outline] = 0
-    return int(difference.max())
+    return units_apart(before, volume, cleared) if before.shape == volume.shape else None

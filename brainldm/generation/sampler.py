@@ -64,6 +64,7 @@ def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int
         conditions = np.pad(np.asarray(conditions, np.float32), [*padding, (0, 0)], mode="edge")
         return params, sample_keys(seed, jnp.asarray(indices)), jnp.asarray(conditions)
 
+    clear = finish and model.spec.zero_background
     began = time.monotonic()
     compiled = jax.jit(program).lower(*arguments(0, np.zeros(1), np.zeros((1, model.spec.covariates.width)))).compile()
     if (seconds := time.monotonic() - began) > 1:
@@ -71,7 +72,7 @@ def make_sampler(model: Model | GanModel, sampling: Sampling, *, batch_size: int
 
     def sample(seed: int, indices: np.ndarray, conditions: np.ndarray) -> np.ndarray:
         volumes = np.asarray(compiled(*arguments(seed, indices, conditions)))[: len(indices)]
-        return np.stack([finished(model.spec, volume) for volume in volumes]) if finish else volumes
+        return np.stack([finished(model.spec, volume) for volume in volumes]) if clear else volumes
 
     return sample
 

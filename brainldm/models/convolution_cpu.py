@@ -108,7 +108,7 @@ def _keep_plane(x, kernel, padding, strides):
 def _plane_gradients(padding, strides, kept, dy):
     """Both as convolutions in the order of axes of `_plane`. JAX's own have other orders, which XLA:CPU turns around
     in a program's outermost computation alone: inside of a condition or a loop they run as plain loops on one core,
-    ten times slower (jaxlib 0.10.2)."""
+    ten times slower and more (jaxlib 0.10.2)."""
     x, kernel = kept
     axes = list(zip(x.shape[1:3], kernel.shape, dy.shape[1:3], strides, padding, strict=False))
     # dy with zeros between its voxels reaches (steps - 1) * stride + 1 voxels far.
@@ -146,7 +146,7 @@ FORWARD = {"planes": planes, "stacked_planes": stacked_planes, "taps": taps, "wi
 
 
 def _by_transpose(x, dy, sizes, padding):
-    """What XLA makes of `planes`."""
+    """That of `planes`: a 2D convolution for each plane of the kernel."""
     kernel = jnp.zeros((*sizes, x.shape[-1], dy.shape[-1]), dy.dtype)
     return jax.vjp(lambda kernel: planes(x, kernel, padding), kernel)[1](dy)[0]
 

@@ -50,9 +50,8 @@ def export(
 ) -> str:
     """Write the model folder of two finished runs (the diffusion network's moving average) and return its hash.
 
-    With `ema_length` the average of that length over training (see `weights.power_ema`) in place of the run's own, with
-    `half` in float16, which halves the files and moves what is drawn by as much as bfloat16 does, or less. `notes` is
-    Markdown for the end of the model card.
+    With `ema_length` the average of that length over training (see `weights.power_ema`) in place of the run's own.
+    With `half` the parameters are rounded to float16. `notes` is Markdown for the end of the model card.
     Raises UserError when a work dir is not of its stage, has no checkpoint, or the denoising network was trained
     on the latents of another autoencoder; and for a length that its snapshots do not give.
     """

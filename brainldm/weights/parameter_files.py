@@ -104,8 +104,9 @@ def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
         raise UserError(
             f"{folder}: no readable {SUMS}, so this is no (finished) model folder. Make it with `brainldm export`."
         ) from error
-    for name in (SPEC, CARD) if CARD in read_sums(sums) else (SPEC,):
-        _verify(folder, read_sums(sums), name)
+    listed = read_sums(sums)
+    for name in (SPEC, CARD) if CARD in listed else (SPEC,):
+        _verify(folder, listed, name)
     content = read_json(folder / SPEC)
     form, version = content.get("format"), content.get("format_version")
     if form != "brainldm-model" or version != FORMAT_VERSION:
@@ -122,7 +123,7 @@ def open_folder(folder: str | Path, *kinds: str) -> ModelFolder:
     if kinds and kind not in kinds:
         wanted = " or ".join(KINDS[name] for name in kinds)
         raise UserError(f"{folder}: holds {KINDS[kind]}, and {wanted} is wanted here. Name the folder of one.")
-    return ModelFolder(folder, kind, content, hashlib.sha256(sums).hexdigest(), read_sums(sums))
+    return ModelFolder(folder, kind, content, hashlib.sha256(sums).hexdigest(), listed)
 
 
 def _verify(folder: Path, sums: Mapping[str, str], name: str) -> None:
